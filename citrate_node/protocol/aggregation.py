@@ -1,0 +1,130 @@
+"""The weighted average of deltas, in integers: the same bytes on every machine, in any order.
+
+Pure. Deltas arrive as files (codecs/delta.py); weights are integers that sum to exactly 2**16; one division
+at the end. Called by state_transition.process_checkpoint and by rules.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from .adapter import AdapterWeights
+from .codecs import Codec, unwrap_payload
+from .codecs.base import Payload
+from .tensors import (
+    DELTA_BITS,
+    DELTA_MAX,
+    WEIGHT_BITS,
+    FormatError,
+    Int64Array,
+    Manifest,
+    canonical_weights,
+    divide_toward_zero,
+)
+
+WEIGHT_SUM_BITS = 16
+
+WEIGHT_SUM = 1 << WEIGHT_SUM_BITS
+"""What the weights of one average sum to."""
+
+BATCH_BYTES_MAX = 32 << 20
+"""Encoded deltas held at once, so that the accumulator need not pass through memory for each of them."""
+
+FINISH_VALUES = 1 << 16
+"""Values divided and added at a time, so that temporaries stay small."""
+
+assert DELTA_MAX * WEIGHT_SUM < 1 << 63, "a sum of weighted deltas must fit 64 bits, however many there are"
+
+_SUM_PER_WEIGHT_STEP = 1 << (WEIGHT_SUM_BITS + DELTA_BITS - WEIGHT_BITS)
+"""Units of the accumulator (2**-48) in one unit of a weight (2**-24)."""
+
+
+def integer_weights(raw: Sequence[int]) -> tuple[int, ...]:
+    """Shares of 2**16 in proportion to `raw`, summing to exactly 2**16.
+
+    raw: whole numbers from 0, not all 0. Largest remainder (Hamilton): each gets the whole part of its
+    share, and those left over go one each to the largest remainders, ties to the earlier position. So
+    every share is within 1 of the exact one.
+    Raises ValueError when there is nothing to share by: the checkpoint then has no average.
+    """
+    if any(value < 0 for value in raw):
+        raise ValueError("a weight is below zero")
+    total = sum(raw)
+    if total == 0:
+        raise ValueError("all weights are zero, there is no average")
+    shares = [value * WEIGHT_SUM // total for value in raw]
+    by_remainder = sorted(range(len(raw)), key=lambda i: (-(raw[i] * WEIGHT_SUM % total), i))
+    for position in by_remainder[: WEIGHT_SUM - sum(shares)]:
+        shares[position] += 1
+    return tuple(shares)
+
+
+def weighted_mean(
+    parent: AdapterWeights, manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec
+) -> AdapterWeights:
+    """The parent plus the weighted average of deltas.
+
+    manifest: the tensors that move, a subset of the parent's. entries: (weight, delta file); weights from 0,
+    summing to exactly 2**16 (integer_weights). They are taken one after the other, and hardly more than
+    BATCH_BYTES_MAX of them is held, so they may be read from disk as they are asked for.
+    Raises FormatError when a file is not a delta of this codec and manifest, ValueError on wrong weights.
+    """
+    return add_average(parent, manifest, weighted_sum(manifest, entries, codec))
+
+
+def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec) -> Int64Array:
+    """Sum of weight * delta, int64 (manifest.count,) in units of 2**-48; arguments as weighted_mean's.
+
+    Cannot overflow: every |delta| is below 127 and the weights sum to 2**16, so |sum| < 2**55.
+    """
+    accumulator = np.zeros(manifest.count, dtype=np.int64)
+    total = 0
+    for batch in _batches(entries):
+        payloads: list[tuple[int, Payload]] = []
+        for weight, data in batch:
+            if weight < 0:
+                raise ValueError(f"weight {weight} is below zero")
+            total += weight
+            if total > WEIGHT_SUM:
+                raise ValueError(f"weights sum to more than {WEIGHT_SUM}")
+            payloads.append((weight, unwrap_payload(data, codec, manifest)))
+        codec.accumulate_all(payloads, manifest.count, accumulator)
+    if total != WEIGHT_SUM:
+        raise ValueError(f"weights sum to {total}, must be {WEIGHT_SUM}")
+    return accumulator
+
+
+def add_average(parent: AdapterWeights, manifest: Manifest, weighted: Int64Array) -> AdapterWeights:
+    """The parent plus a weighted sum in units of 2**-48: one division toward zero, then saturation.
+
+    weighted: int64 (manifest.count,). It is used up, so that no third vector is needed: when every tensor
+    moves, it becomes the new values.
+    """
+    if weighted.shape != (manifest.count,):
+        raise FormatError("values_shape", f"{weighted.shape} sums for {manifest.count} values")
+    places = parent.places(manifest)
+    values = weighted if manifest == parent.manifest else parent.values.copy()
+    at = 0
+    for place in places:
+        for start in range(place.start, place.stop, FINISH_VALUES):
+            stop = min(start + FINISH_VALUES, place.stop)
+            step = divide_toward_zero(weighted[at : at + stop - start], _SUM_PER_WEIGHT_STEP)
+            values[start:stop] = canonical_weights(parent.values[start:stop] + step)
+            at += stop - start
+    return replace(parent, values=values)
+
+
+def _batches(entries: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    batch: list[tuple[int, bytes]] = []
+    size = 0
+    for entry in entries:
+        batch.append(entry)
+        size += len(entry[1])
+        if size >= BATCH_BYTES_MAX:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
