@@ -12,8 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from .adapter import AdapterWeights
-from .codecs import codec as codec_named
-from .codecs import unwrap_payload
+from .codecs import Codec, unwrap_payload
 from .codecs.base import Payload
 from .tensors import (
     DELTA_BITS,
@@ -64,20 +63,19 @@ def integer_weights(raw: Sequence[int]) -> tuple[int, ...]:
 
 
 def weighted_mean(
-    parent: AdapterWeights, manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: str
+    parent: AdapterWeights, manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec
 ) -> AdapterWeights:
     """The parent plus the weighted average of deltas.
 
-    manifest: the tensors that move, a subset of the parent's. codec: its name in codecs.CODECS.
-    entries: (weight, delta file); weights from 0, summing to exactly 2**16 (integer_weights). They are taken
-    one after the other, and hardly more than BATCH_BYTES_MAX of them is held, so they may be read from disk
-    as they are asked for.
+    manifest: the tensors that move, a subset of the parent's. entries: (weight, delta file); weights from 0,
+    summing to exactly 2**16 (integer_weights). They are taken one after the other, and hardly more than
+    BATCH_BYTES_MAX of them is held, so they may be read from disk as they are asked for.
     Raises FormatError when a file is not a delta of this codec and manifest, ValueError on wrong weights.
     """
     return add_average(parent, manifest, weighted_sum(manifest, entries, codec))
 
 
-def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: str) -> Int64Array:
+def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec) -> Int64Array:
     """Sum of weight * delta, int64 (manifest.count,) in units of 2**-48; arguments as weighted_mean's.
 
     Cannot overflow: every |delta| is below 127 and the weights sum to 2**16, so |sum| < 2**55.
@@ -93,7 +91,7 @@ def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec
             if total > WEIGHT_SUM:
                 raise ValueError(f"weights sum to more than {WEIGHT_SUM}")
             payloads.append((weight, unwrap_payload(data, codec, manifest)))
-        codec_named(codec).accumulate_all(payloads, manifest.count, accumulator)
+        codec.accumulate_all(payloads, manifest.count, accumulator)
     if total != WEIGHT_SUM:
         raise ValueError(f"weights sum to {total}, must be {WEIGHT_SUM}")
     return accumulator

@@ -19,12 +19,14 @@ from small_adapters import small_adapter, small_delta
 
 from citrate_node.protocol.adapter import AdapterWeights
 from citrate_node.protocol.aggregation import WEIGHT_SUM, integer_weights, weighted_mean
-from citrate_node.protocol.codecs import CODECS, decode_delta, encode_delta
+from citrate_node.protocol.codecs import CODECS, codec, decode_delta, encode_delta
+from citrate_node.protocol.codecs.delta import DeltaLimits
 from citrate_node.protocol.methods import moving_factor
 from citrate_node.protocol.tensors import WEIGHT_MAX, FormatError
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "aggregation.json"
-INT8 = "int8"
+LIMITS = DeltaLimits(1 << 20)
+INT8 = codec("int8")
 
 
 @given(st.lists(st.integers(0, 2**64), min_size=1, max_size=40).filter(any))
@@ -60,7 +62,7 @@ def files(raw: list[tuple[int, int, float]], parent: AdapterWeights, name: str) 
         np.clip(small_delta(seed, parent.manifest.count, scale), -126, 126).astype(np.float32)
         for _, seed, scale in raw
     ]
-    return [(w, encode_delta(name, parent.manifest, v)) for w, v in zip(weights, values, strict=True)]
+    return [(w, encode_delta(codec(name), parent.manifest, v)) for w, v in zip(weights, values, strict=True)]
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -69,8 +71,8 @@ def test_average_does_not_depend_on_the_order_of_signals(name: str, raw, random)
     parent = small_adapter()
     entries = files(raw, parent, name)
     shuffled = random.sample(entries, k=len(entries))
-    expected = weighted_mean(parent, parent.manifest, entries, name)
-    assert weighted_mean(parent, parent.manifest, shuffled, name).encode() == expected.encode()
+    expected = weighted_mean(parent, parent.manifest, entries, codec(name))
+    assert weighted_mean(parent, parent.manifest, shuffled, codec(name)).encode() == expected.encode()
 
 
 @given(entries_of)
@@ -78,7 +80,9 @@ def test_average_is_the_exact_one_truncated_toward_zero(raw) -> None:
     parent = small_adapter(scale=40)
     entries = files(raw, parent, "int8")
     result = weighted_mean(parent, parent.manifest, iter(entries), INT8)
-    decoded = [(weight, decode_delta(data, INT8, parent.manifest).tolist()) for weight, data in entries]
+    decoded = [
+        (weight, decode_delta(data, INT8, parent.manifest, LIMITS).tolist()) for weight, data in entries
+    ]
     for i in range(parent.manifest.count):
         exact = Fraction(sum(weight * values[i] for weight, values in decoded), 1 << 24)
         total = int(parent.values[i]) + int(exact)  # int() of a fraction truncates toward zero
@@ -94,7 +98,7 @@ def test_only_the_moving_factor_moves() -> None:
     only_a = parent.manifest.subset("lora_A")
     assert np.array_equal(result.select(only_a), parent.select(only_a))
     moved = np.abs(result.select(only_b) - parent.select(only_b))
-    expected = np.abs(decode_delta(delta, INT8, only_b)) // 256
+    expected = np.abs(decode_delta(delta, INT8, only_b, LIMITS)) // 256
     assert np.array_equal(moved, expected)
 
 
@@ -133,11 +137,11 @@ def averages() -> list[dict[str, object]]:
             subset = adapter.manifest.subset(moving_factor("alternate", checkpoint))
             weights = integer_weights([3, checkpoint])
             deltas = [
-                encode_delta(name, subset, small_delta(10 * checkpoint + i, subset.count, 0.02))
+                encode_delta(codec(name), subset, small_delta(10 * checkpoint + i, subset.count, 0.02))
                 for i in (0, 1)
             ]
             parent = adapter
-            adapter = weighted_mean(parent, subset, zip(weights, deltas, strict=True), name)
+            adapter = weighted_mean(parent, subset, zip(weights, deltas, strict=True), codec(name))
             cases.append(
                 {
                     "codec": name,
