@@ -1,0 +1,91 @@
+"""What a content store promises, whichever one stands behind it, and the errors it may raise.
+
+Two keep the promise: store.EmbeddedStore (files in a folder, the default) and kubo.KuboStore (a Kubo
+daemon). The runtime and the command line hold a `ContentStore` and do not know which.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from citrate_node.errors import ServiceError
+from citrate_node.protocol.content_id import ContentId
+
+
+class ContentMissing(ServiceError):
+    """The store does not hold the whole content: fetch it from a peer, then ask again."""
+
+
+class ContentDamaged(ContentMissing):
+    """A block does not hash to its name. It was set aside, so the content now counts as missing."""
+
+
+class ContentRefused(ServiceError):
+    """What came is not what its name or the announced size says; nothing of it was kept."""
+
+
+class StoreFull(ServiceError):
+    """No room, on the disk or in the store's own budget. What a failed import wrote was removed again."""
+
+
+class StoreBusy(ServiceError):
+    """Another process writes to this store."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One content the store answers for, and until when."""
+
+    content: ContentId
+
+    pinned: bool
+    """Kept until unpinned, whatever its checkpoint."""
+
+    ephemeral_checkpoint: int | None
+    """The checkpoint this content serves: it may go once that one is final. None: no such end."""
+
+
+@dataclass(frozen=True, slots=True)
+class CollectReport:
+    """What a collection removed. Blocks that other contents share stay, and are not counted."""
+
+    contents_removed: tuple[ContentId, ...]
+    contents_kept: int
+    blocks_removed: int
+    bytes_freed: int
+
+
+class ContentStore(Protocol):
+    """Keeps files under the names their bytes give them; every byte handed out was hashed first.
+
+    `put` without a checkpoint pins. With one, the content stays until a collection is told that this
+    checkpoint, or a later one, is final; pinned meanwhile, it stays longer.
+    """
+
+    async def put(self, data: bytes | Path, *, ephemeral_checkpoint: int | None = None) -> ContentId: ...
+
+    async def get(self, content: ContentId) -> bytes: ...
+
+    async def get_by_cid(self, cid: str, size_bytes_max: int) -> bytes: ...
+
+    async def resolve(self, cid: str, size_bytes_max: int) -> ContentId: ...
+
+    def read(self, content: ContentId, offset: int = 0) -> AsyncIterator[bytes]: ...
+
+    async def has(self, content: ContentId) -> bool: ...
+
+    async def pin(self, content: ContentId) -> None: ...
+
+    async def unpin(self, content: ContentId) -> None: ...
+
+    async def pins(self) -> tuple[ContentId, ...]: ...
+
+    async def ls(self) -> tuple[Entry, ...]: ...
+
+    async def collect(self, final_checkpoint: int | None = None) -> CollectReport: ...
+
+    def lease(self, content: ContentId) -> AbstractContextManager[None]: ...
+
+    async def close(self) -> None: ...
