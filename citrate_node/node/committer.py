@@ -1,0 +1,237 @@
+"""The committee's part: propose, recompute and vote, join votes to a certificate, see it on chain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ..protocol.certificate import Certificate, commitment_digest, has_quorum, sign_digest
+from ..protocol.checkpoint import CheckpointRecord, commitment_of
+from ..protocol.content_id import content_id
+from ..protocol.gossip_validation import check_vote
+from ..protocol.messages import Message, Proposal, Vote
+from ..protocol.rejection import Reason, Rejection, Verdict
+from ..protocol.schedule import Phase
+from ..protocol.state_transition import Outcome, process_checkpoint
+from .actions import Action, CatchUp, Commit, Notice, ReportVerdict
+from .core import REPEAT_BLOCKS, Core
+from .evaluator import Evaluator
+from .pool import delta_hash
+
+COMMIT_PATIENCE_BLOCKS = 2
+"""The proposer sends the certificate first; the others one after another, from this many blocks later."""
+COMMIT_REPEAT_BLOCKS = 4
+"""A transaction that is not mined by then is sent again."""
+
+
+@dataclass
+class Committer:
+    """Proposals, votes and certificates of the open checkpoint."""
+
+    core: Core
+    evaluator: Evaluator
+    outcomes: dict[bytes, Outcome] = field(default_factory=dict)
+    """Record hash to what this node computed for it."""
+    refused: set[bytes] = field(default_factory=set)
+    """Record hashes that are not what their inputs give."""
+    proposed: set[int] = field(default_factory=set)
+    certified_at: dict[tuple[int, bytes], int] = field(default_factory=dict)
+    """(round, record hash) to the block at which a quorum was first seen."""
+    sent_at: int | None = None
+    valid_votes: set[bytes] = field(default_factory=set)
+    """Ids of votes whose account signature was checked."""
+    bad_votes: set[bytes] = field(default_factory=set)
+
+    def reset(self) -> None:
+        """A new checkpoint has opened."""
+        self.outcomes, self.refused, self.proposed = {}, set(), set()
+        self.certified_at, self.sent_at = {}, None
+        self.valid_votes, self.bad_votes = set(), set()
+
+    def tick(self) -> list[Action]:
+        core = self.core
+        if not core.in_committee:
+            return []
+        actions: list[Action] = []
+        if core.phase is Phase.FINALITY:
+            actions += self._propose()
+            actions += self._repeat_own()
+        return [*actions, *self.consider_proposals(), *self.certify()]
+
+    def _propose(self) -> list[Action]:
+        """Once per round that is ours, when every signal is resolved."""
+        core = self.core
+        round_number = core.round
+        if round_number in self.proposed or core.state.proposer(round_number) != core.node_key:
+            return []
+        candidate = self.evaluator.candidate()
+        if candidate is None:
+            return []
+        self.proposed.add(round_number)
+        inputs = core.pool.inputs()
+        measurements = core.pool.measurements_of(candidate.content.digest) if candidate.changed else ()
+        if candidate.changed and not measurements and round_number < core.state.preset.omission_rounds:
+            self.proposed.discard(
+                round_number
+            )  # somebody is still measuring; better a later round than no figure
+            return []
+        outcome = process_checkpoint(core.state, replace(inputs, measurements=measurements), candidate)
+        record = outcome.record.encode()
+        self.outcomes[outcome.record.hash] = outcome
+        body = Proposal(core.state.network_id, core.node_key, core.state.next_number, round_number, record)
+        said = core.say(f"proposal/{core.state.next_number}/{round_number}", body)
+        facts = {"round": round_number, "signals": len(outcome.record.signals)}
+        return [*said, Notice("proposed", facts)]
+
+    def _repeat_own(self) -> list[Action]:
+        """Votes and proposals of the latest round, until their effect is seen on chain."""
+        core = self.core
+        actions: list[Action] = []
+        own = [m for (author, _), m in core.pool.votes.items() if author == core.node_key]
+        own += [m for m in core.pool.proposals.values() if m.author == core.node_key]
+        for message in own:
+            body = message.body
+            assert isinstance(body, (Vote, Proposal))
+            if body.round + 1 >= core.round:
+                actions += core.repeat(message)
+        return actions
+
+    def consider_proposals(self) -> list[Action]:
+        """Vote for the newest proposals whose record this node computes to the same bytes."""
+        core = self.core
+        if core.phase is not Phase.FINALITY and not core.pool.proposals:
+            return []
+        actions: list[Action] = []
+        for round_number in sorted(core.pool.proposals):
+            voted = (core.node_key, round_number) in core.pool.votes
+            if voted or not core.round - 1 <= round_number <= core.round + 1:
+                continue
+            actions += self._consider(core.pool.proposals[round_number])
+        return actions
+
+    def _consider(self, proposal: Message) -> list[Action]:
+        core = self.core
+        body = proposal.body
+        assert isinstance(body, Proposal)
+        record_hash = content_id(body.record).digest
+        record = core.pool.records[record_hash]
+        slot = f"vote/{core.state.next_number}/{body.round}"
+        if record_hash in self.refused or slot in core.journal:
+            return []
+        if core.pool.missing_ids(record):
+            return [CatchUp(core.state.next_number, frozenset(core.pool.by_id))]
+        try:
+            outcome = self.computed(record_hash, record)
+        except Rejection as rejection:
+            self.refused.add(record_hash)
+            return [ReportVerdict(Verdict.REJECT, Reason.BAD_RECORD, str(rejection))]
+        if outcome is None:
+            return []  # some delta is still on its way
+        omitted = core.pool.omitted(record)
+        held_back = [i for i in record.withheld if delta_hash(core.pool.by_id[i]) in core.pool.deltas]
+        if (omitted or held_back) and not self._insisted(record_hash):
+            detail = (
+                f"{len(omitted)} messages left out, {len(held_back)} deltas called withheld that are here"
+            )
+            return [ReportVerdict(Verdict.IGNORE, Reason.OMISSION, detail)]
+        commitment = commitment_of(record, body.round)
+        digest = commitment_digest(core.chain.chain_id, core.chain.contract, commitment)
+        vote = Vote(
+            core.state.network_id,
+            core.node_key,
+            core.state.next_number,
+            body.round,
+            record_hash,
+            sign_digest(core.identity.account_key, digest),
+        )
+        return [*core.say(slot, vote), Notice("voted", {"round": body.round})]
+
+    def _insisted(self, record_hash: bytes) -> bool:
+        """Several proposers came to the very same record: then what is missing here was late for most."""
+        authors = {
+            m.author
+            for m in self.core.pool.proposals.values()
+            if isinstance(m.body, Proposal) and content_id(m.body.record).digest == record_hash
+        }
+        needed = min(self.core.state.preset.omission_rounds, len(self.core.state.committee))
+        return len(authors) >= needed
+
+    def computed(self, record_hash: bytes, record: CheckpointRecord) -> Outcome | None:
+        """This node's own outcome for a record, None while bytes are missing.
+
+        Raises Rejection where the record is not what its inputs give.
+        """
+        if record_hash in self.outcomes:
+            return self.outcomes[record_hash]
+        core = self.core
+        if core.pool.missing_ids(record):
+            return None
+        inputs = core.pool.inputs_of(record)
+        if any(delta_hash(m) not in core.pool.deltas for m in inputs.signals):
+            return None
+        candidate = self.evaluator.candidate()
+        same = candidate is not None and core.pool.inputs().key == inputs.key
+        aggregation = candidate if same else core.aggregate(core.state, inputs)
+        outcome = process_checkpoint(core.state, inputs, aggregation)
+        if outcome.record != record:
+            names = [
+                name
+                for name in CheckpointRecord.__dataclass_fields__
+                if getattr(outcome.record, name) != getattr(record, name)
+            ]
+            raise Rejection(Verdict.REJECT, Reason.BAD_RECORD, f"differs in {', '.join(names)}")
+        self.outcomes[record_hash] = outcome
+        return outcome
+
+    def certify(self) -> list[Action]:
+        """Join votes of one round and record; when they are a quorum, send them to the contract."""
+        core = self.core
+        actions: list[Action] = []
+        ballots: dict[tuple[int, bytes], list[Message]] = {}
+        for message in core.pool.votes.values():
+            body = message.body
+            assert isinstance(body, Vote)
+            if body.record_hash in core.pool.records and self._is_valid(message, body):
+                ballots.setdefault((body.round, body.record_hash), []).append(message)
+        for (round_number, record_hash), votes in sorted(ballots.items()):
+            signatures = {}
+            for message in votes:
+                assert isinstance(message.body, Vote)
+                account = core.state.nodes[core.state.position[message.author]].account
+                signatures[account] = message.body.account_signature
+            if not has_quorum(core.state.committee, signatures.keys()):
+                continue
+            if (round_number, record_hash) not in self.certified_at:
+                self.certified_at[(round_number, record_hash)] = core.head
+                actions.append(Notice("certified", {"round": round_number, "votes": len(votes)}))
+            if self._is_my_turn(round_number, record_hash):
+                self.sent_at = core.head
+                record = core.pool.records[record_hash]
+                certificate = Certificate(commitment_of(record, round_number), signatures)
+                actions.append(Commit(certificate, core.state.committee))
+                break
+        return actions
+
+    def _is_valid(self, message: Message, body: Vote) -> bool:
+        if message.id in self.valid_votes:
+            return True
+        if message.id in self.bad_votes:
+            return False
+        record = self.core.pool.records[body.record_hash]
+        try:
+            check_vote(self.core.state, self.core.chain.chain_id, self.core.chain.contract, message, record)
+        except Rejection:
+            self.bad_votes.add(message.id)
+            return False
+        self.valid_votes.add(message.id)
+        return True
+
+    def _is_my_turn(self, round_number: int, record_hash: bytes) -> bool:
+        """The proposer at once, the others in the order of the committee, a block apart; then again."""
+        core = self.core
+        if self.sent_at is not None and core.head - self.sent_at < COMMIT_REPEAT_BLOCKS:
+            return False
+        if core.state.proposer(round_number) == core.node_key:
+            return True
+        rank = [node.node_key for node in core.state.committee].index(core.node_key)
+        waited = core.head - self.certified_at[(round_number, record_hash)]
+        return waited >= COMMIT_PATIENCE_BLOCKS + rank * REPEAT_BLOCKS // 2

@@ -1,0 +1,200 @@
+"""The evaluator's part: fetch deltas once they are served, measure them, measure the candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..protocol.content_id import ContentId
+from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Message
+from ..protocol.preset import ONE_PPM
+from ..protocol.rejection import Reason, Verdict
+from ..protocol.schedule import Phase
+from ..protocol.state_transition import Aggregation, is_valid_delta
+from ..protocol.tensors import delta_from_grid
+from .actions import Action, Evaluate, FetchDelta, Measure, Notice, ReportVerdict, StoreDelta
+from .core import REPEAT_BLOCKS, Core
+from .events import DeltaFetched, DeltaUnavailable, EvaluationFinished, MeasurementFinished
+from .pool import delta_hash
+
+
+@dataclass
+class Evaluator:
+    """Deltas, evaluations and measurements of the open checkpoint. `enabled`: has held-out data."""
+
+    core: Core
+    enabled: bool = True
+    asked_at: dict[bytes, int] = field(default_factory=dict)
+    """Delta hash to the block at which it was last asked for."""
+    refusals: dict[bytes, int] = field(default_factory=dict)
+    """Delta hash to the number of times that nobody gave it."""
+    evaluating: frozenset[bytes] = frozenset()
+    """Signal ids in the evaluation that runs now."""
+    evaluated: set[bytes] = field(default_factory=set)
+    measuring: bytes | None = None
+    measured: set[bytes] = field(default_factory=set)
+    _candidate: tuple[object, Aggregation] | None = None
+
+    def reset(self) -> None:
+        """A new checkpoint has opened."""
+        self.asked_at, self.refusals = {}, {}
+        self.evaluating, self.evaluated = frozenset(), set()
+        self.measuring, self.measured = None, set()
+        self._candidate = None
+
+    def tick(self) -> list[Action]:
+        core = self.core
+        if core.phase is Phase.SIGNAL:
+            return []
+        actions: list[Action] = [*self._fetch(), *self._evaluate(), *self._measure()]
+        for (author, _), message in (*core.pool.evaluations.items(), *core.pool.measurements.items()):
+            if author == core.node_key and core.phase is not Phase.FINALITY:
+                actions += core.repeat(message)
+        return actions
+
+    def _fetch(self) -> list[Action]:
+        """Ask for the bytes of every signal, again after a while; give up only after the evaluation phase."""
+        core = self.core
+        if not (core.in_committee or self._is_drawn()):
+            return []
+        actions: list[Action] = []
+        closed = core.phase is not Phase.EVALUATION
+        # what was given up is asked for again all the same: it may have been the network's fault
+        for message in (*core.pool.unresolved_signals(), *core.pool.withheld_signals()):
+            name = delta_hash(message)
+            if closed and self.refusals.get(name, 0) >= 2 and name not in core.pool.unavailable:
+                core.pool.unavailable.add(name)
+                actions.append(Notice("withheld", {"mentor": message.author[:4].hex()}))
+            elif core.head - self.asked_at.get(name, -REPEAT_BLOCKS) >= REPEAT_BLOCKS:
+                self.asked_at[name] = core.head
+                size = _signal(message).delta_size_bytes
+                actions.append(FetchDelta(ContentId(name, size), message.author, message.checkpoint))
+        return actions
+
+    def _is_drawn(self) -> bool:
+        return any(self.core.node_key in drawn for drawn in self.core.state.evaluators.values())
+
+    def on_delta_fetched(self, event: DeltaFetched) -> list[Action]:
+        """Keep bytes that are what their signal says; blame whoever sent others."""
+        pool = self.core.pool
+        for message in pool.signals.values():
+            if delta_hash(message) != event.delta_hash:
+                continue
+            if event.delta_hash in pool.deltas:
+                return []
+            signal = _signal(message)
+            if not is_valid_delta(self.core.state, signal, event.data):
+                self.refusals[event.delta_hash] = self.refusals.get(event.delta_hash, 0) + 1
+                return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH, peer=event.peer)]
+            pool.deltas[event.delta_hash] = event.data
+            pool.unavailable.discard(event.delta_hash)
+            content = ContentId(signal.delta_hash, signal.delta_size_bytes)
+            return [StoreDelta(content, event.data, message.checkpoint), *self.tick()]
+        return []
+
+    def on_delta_unavailable(self, event: DeltaUnavailable) -> list[Action]:
+        self.refusals[event.delta_hash] = self.refusals.get(event.delta_hash, 0) + 1
+        return []
+
+    def _evaluate(self) -> list[Action]:
+        """One evaluation at a time, of all drawn signals whose bytes are here."""
+        core = self.core
+        if not self.enabled or self.evaluating or core.phase is Phase.FINALITY:
+            return []
+        state = core.state
+        due = {}
+        for message in core.pool.usable_signals():
+            drawn = state.evaluators.get(message.author, frozenset())
+            done = message.id in self.evaluated or (core.node_key, message.id) in core.pool.evaluations
+            if core.node_key in drawn and not done:
+                due[message.id] = message
+        waiting = [m for m in core.pool.unresolved_signals() if core.node_key in state.evaluators[m.author]]
+        if not due or (waiting and core.phase is Phase.EVALUATION and not self._is_urgent()):
+            return []
+        self.evaluating = frozenset(due)
+        deltas = {
+            signal_id: delta_from_grid(state.decode_delta(core.pool.deltas[delta_hash(m)])).astype(np.float32)
+            for signal_id, m in due.items()
+        }
+        scale = state.preset.evaluation_scale_ppm / ONE_PPM
+        return [Evaluate(state.next_number, state.weights, state.moving_manifest, deltas, scale)]
+
+    def _is_urgent(self) -> bool:
+        """Half of the evaluation phase is over: measure what is here, do not wait for the rest."""
+        preset = self.core.state.preset
+        return 2 * self.core.elapsed >= preset.signal_deadline_blocks + preset.evaluation_deadline_blocks
+
+    def on_evaluation_finished(self, event: EvaluationFinished) -> list[Action]:
+        core = self.core
+        self.evaluating = frozenset()
+        if event.checkpoint != core.state.next_number or core.phase is Phase.FINALITY:
+            return []
+        actions: list[Action] = []
+        for signal_id, (improvement_ppm, examples) in sorted(event.improvements_ppm.items()):
+            self.evaluated.add(signal_id)
+            body = Evaluation(
+                core.state.network_id,
+                core.node_key,
+                event.checkpoint,
+                signal_id,
+                improvement_ppm,
+                examples,
+            )
+            actions += core.say(f"evaluation/{event.checkpoint}/{signal_id.hex()}", body)
+        values = [ppm for ppm, _ in event.improvements_ppm.values()]
+        actions.append(Notice("evaluated", {"signals": len(values), "improvement_ppm": sorted(values)}))
+        return [*actions, *self.tick()]
+
+    def on_failed(self, what: str) -> None:
+        """Evaluating or measuring raised: it may be tried again at the next tick."""
+        if what == "evaluate":
+            self.evaluating = frozenset()
+        elif what == "measure":
+            self.measuring = None
+
+    def candidate(self) -> Aggregation | None:
+        """The result of all that is here, once every signal's bytes are here or given up."""
+        core = self.core
+        if core.phase in (Phase.SIGNAL, Phase.EVALUATION) or core.pool.unresolved_signals():
+            return None
+        inputs = core.pool.inputs()
+        if self._candidate is None or self._candidate[0] != inputs.key:
+            self._candidate = (inputs.key, core.aggregate(core.state, inputs))
+        return self._candidate[1]
+
+    def _measure(self) -> list[Action]:
+        core = self.core
+        if not self.enabled or not core.in_committee or self.measuring is not None:
+            return []
+        candidate = self.candidate()
+        if candidate is None or not candidate.changed:
+            return []
+        name = candidate.content.digest
+        if name in self.measured or (core.node_key, name) in core.pool.measurements:
+            return []
+        self.measuring = name
+        return [Measure(core.state.next_number, candidate.weights, name)]
+
+    def on_measurement_finished(self, event: MeasurementFinished) -> list[Action]:
+        core = self.core
+        self.measuring = None
+        if event.checkpoint != core.state.next_number:
+            return []
+        self.measured.add(event.weights_hash)
+        body = Measurement(
+            core.state.network_id,
+            core.node_key,
+            event.checkpoint,
+            core.state.adapter_id,
+            event.weights_hash,
+            event.improvement_ppm,
+            event.held_out_examples,
+        )
+        said = core.say(f"measurement/{event.checkpoint}/{event.weights_hash.hex()}", body)
+        return [*said, Notice("measured", {"accuracy_ppm": event.improvement_ppm}), *self.tick()]
+
+
+def _signal(message: Message) -> MentorshipSignal:
+    assert isinstance(message.body, MentorshipSignal)
+    return message.body

@@ -1,0 +1,173 @@
+"""The numbers that every node of a network shares, with their reasons, checked once at load.
+
+A preset is TOML (citrate_node/presets/); its digest is part of the network id, so two nodes with different
+numbers are on different networks and never argue about a checkpoint. config.py finds and reads the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import PresetError
+from .aggregation import WEIGHT_SUM
+from .codecs import codec
+from .encoding import digest, encode
+from .methods import METHODS
+
+ONE_PPM = 1_000_000
+"""A whole, in parts per million."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """Network-wide numbers. Every integer carries its unit at the end of its name."""
+
+    name: str
+
+    method: str
+    """Which factors train in a checkpoint, and how they are averaged (methods.py)."""
+    codec: str
+    """How a delta is quantized (codecs/)."""
+
+    signal_deadline_blocks: int
+    """Mentors may publish during these first blocks after the previous commit."""
+    evaluation_deadline_blocks: int
+    """Evaluations may be published until here; deltas are served from the signal deadline on."""
+    measurement_deadline_blocks: int
+    """Measurements of the candidate may be published until here; then proposals begin."""
+    proposal_rotation_blocks: int
+    """A proposer has this many blocks before the next one is drawn."""
+
+    mentors_per_checkpoint: int
+    """At most this many nodes announce in one checkpoint."""
+    evaluators_per_signal: int
+    """At most this many nodes measure each signal."""
+    evaluations_per_node: int
+    """At most this many signals are measured by one node, whatever the size of the network."""
+    evaluations_min: int
+    """A signal with fewer evaluations does not enter the average: nobody vouches for it."""
+    committee_size: int
+    """At most this many validators propose and vote."""
+    newcomer_share_ppm: int
+    """Part of the mentors' places drawn without regard to reputation, so that newcomers can earn some."""
+
+    delta_size_bytes_max: int
+    weights_size_bytes_max: int
+    tensors_max: int
+    rank_max: int
+    checkpoint_window: int
+    """Signals may target this many checkpoints beyond the current one."""
+    proposals_per_node_max: int
+    """Rounds of one proposer that are kept for one checkpoint."""
+    omission_rounds: int
+    """A proposal that leaves out a message is accepted only after this many proposers came to the same set."""
+
+    evaluation_scale_ppm: int
+    """A delta is evaluated at this part of its size: full steps of honest nodes overshoot on others' data."""
+
+    reputation_initial_ppm: int
+    """Where a newcomer starts: low, so that whitewashing an identity costs weight."""
+    reputation_floor_ppm: int
+    """No registered node falls below this for being wrong; only equivocation goes to zero."""
+    reputation_gain_ppm: int
+    """Part of the way towards a better score that one checkpoint moves a reputation."""
+    reputation_loss_ppm: int
+    """The same towards a worse score: larger, trust is lost faster than it is won."""
+    share_cap_ppm: int
+    """No node has more than this share of one average (unless there are too few signals for it)."""
+    examples_full: int
+    """A signal trained on fewer examples than this weighs proportionally less."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "int" and (type(value) is not int or value < 0):
+                raise PresetError(
+                    f"preset {self.name}: {field.name} must be a whole number from 0, is {value!r}"
+                )
+        self._check_names()
+        self._check_relations()
+
+    def _check_names(self) -> None:
+        if self.method not in METHODS:
+            raise PresetError(
+                f"preset {self.name}: method is {self.method!r}, must be one of {', '.join(sorted(METHODS))}"
+            )
+        try:
+            codec(self.codec)
+        except (KeyError, ValueError) as error:
+            raise PresetError(f"preset {self.name}: codec: {error}") from None
+
+    def _check_relations(self) -> None:
+        rules: list[tuple[bool, str]] = [
+            (
+                0 < self.signal_deadline_blocks < self.evaluation_deadline_blocks,
+                "signal_deadline_blocks must lie between 0 and evaluation_deadline_blocks",
+            ),
+            (
+                self.evaluation_deadline_blocks < self.measurement_deadline_blocks,
+                "evaluation_deadline_blocks must lie before measurement_deadline_blocks",
+            ),
+            (self.proposal_rotation_blocks >= 1, "proposal_rotation_blocks must be at least 1"),
+            (
+                1 <= self.mentors_per_checkpoint <= WEIGHT_SUM // 64,
+                f"mentors_per_checkpoint must lie between 1 and {WEIGHT_SUM // 64}: "
+                f"weights are whole parts of {WEIGHT_SUM}",
+            ),
+            (
+                1 <= self.evaluations_min <= self.evaluators_per_signal,
+                "evaluations_min must lie between 1 and evaluators_per_signal",
+            ),
+            (
+                self.evaluations_per_node >= 1,
+                "evaluations_per_node must be at least 1",
+            ),
+            (
+                1 <= self.committee_size <= 256,
+                "committee_size must lie between 1 and 256 (the contract's bitmap)",
+            ),
+            (1 <= self.rank_max <= 64, "rank_max must lie between 1 and 64 (the contract's bound)"),
+            (self.tensors_max >= 2, "tensors_max must be at least 2"),
+            (0 < self.delta_size_bytes_max <= 2**34, "delta_size_bytes_max must lie between 1 and 2^34"),
+            (0 < self.weights_size_bytes_max <= 2**36, "weights_size_bytes_max must lie between 1 and 2^36"),
+            (1 <= self.checkpoint_window <= 16, "checkpoint_window must lie between 1 and 16"),
+            (self.proposals_per_node_max >= 1, "proposals_per_node_max must be at least 1"),
+            (self.omission_rounds >= 1, "omission_rounds must be at least 1"),
+            (
+                0 < self.evaluation_scale_ppm <= ONE_PPM,
+                "evaluation_scale_ppm must lie between 1 and 1,000,000",
+            ),
+            (self.newcomer_share_ppm <= ONE_PPM, "newcomer_share_ppm must be at most 1,000,000"),
+            (
+                0 < self.reputation_floor_ppm <= self.reputation_initial_ppm <= ONE_PPM,
+                "0 < reputation_floor_ppm <= reputation_initial_ppm <= 1,000,000 must hold",
+            ),
+            (
+                0 < self.reputation_gain_ppm <= self.reputation_loss_ppm <= ONE_PPM,
+                "0 < reputation_gain_ppm <= reputation_loss_ppm <= 1,000,000 must hold",
+            ),
+            (0 < self.share_cap_ppm <= ONE_PPM, "share_cap_ppm must lie between 1 and 1,000,000"),
+            (self.examples_full >= 1, "examples_full must be at least 1"),
+        ]
+        for holds, text in rules:
+            if not holds:
+                raise PresetError(f"preset {self.name}: {text}")
+
+    def digest(self) -> bytes:
+        """Hash of all the numbers (32 bytes); part of the network id."""
+        return digest("citrate/preset/1", encode(dataclasses.asdict(self)))
+
+
+def preset_from(raw: Mapping[str, Any]) -> Preset:
+    """A preset from a flat mapping. Raises PresetError naming an unknown, missing or impossible key."""
+    names = {field.name for field in dataclasses.fields(Preset)}
+    for key in raw:
+        if key not in names:
+            raise PresetError(f"preset: unknown key {key!r}")
+    missing = sorted(names - set(raw))
+    if missing:
+        raise PresetError(f"preset {raw.get('name', '')}: missing {', '.join(missing)}")
+    return Preset(**raw)

@@ -1,0 +1,98 @@
+"""Reputation: how much a node's delta counts, from how much its deltas helped others. Integers in ppm.
+
+A signal's score is the reputation-weighted median of its evaluations, so liars of a minority of the
+reputation move it no further than between two honest figures. Scores become comparable by the median of the
+positive ones of the same checkpoint: a score of that size is worth a half, twice that a whole. Reputation
+moves part of the way towards that worth at every checkpoint in which its node took part, faster down than
+up. Called by state_transition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from .encoding import Between, NodeKey
+from .preset import ONE_PPM, Preset
+
+
+@dataclass(frozen=True, slots=True)
+class Reputation:
+    """One row of the reputation table, which is ordered by node key."""
+
+    node_key: NodeKey
+    reputation_ppm: Annotated[int, Between(0, ONE_PPM)]
+    """0 only after equivocation."""
+
+    checkpoints_mentored: Annotated[int, Between(0, 2**63 - 1)]
+    """In how many checkpoints a signal of this node was scored."""
+
+
+def weighted_median(values: Sequence[tuple[int, int]]) -> int | None:
+    """The lower weighted median of (value, weight) pairs, None without positive weight.
+
+    The smallest value at which at least half of the weight lies at or below: it is always one of the values,
+    so no division is needed. Breakdown point: half of the weight.
+    """
+    ordered = sorted((value, weight) for value, weight in values if weight > 0)
+    total = sum(weight for _, weight in ordered)
+    running = 0
+    for value, weight in ordered:
+        running += weight
+        if 2 * running >= total:
+            return value
+    return None
+
+
+def worth_ppm(score_ppm: int, reference_ppm: int) -> int:
+    """What a score is worth: 0 for none or harm, a half at the reference, a whole from twice the reference."""
+    if score_ppm <= 0 or reference_ppm <= 0:
+        return 0
+    return min(ONE_PPM, score_ppm * (ONE_PPM // 2) // reference_ppm)
+
+
+def reference_score(scores: Sequence[int]) -> int:
+    """The lower median of the positive scores of a checkpoint, 0 where there is none."""
+    positive = sorted(score for score in scores if score > 0)
+    return positive[(len(positive) - 1) // 2] if positive else 0
+
+
+def moved(preset: Preset, reputation_ppm: int, target_ppm: int) -> int:
+    """A reputation one step nearer to its target, never below the floor (both in ppm; truncating division)."""
+    if target_ppm >= reputation_ppm:
+        step = (target_ppm - reputation_ppm) * preset.reputation_gain_ppm // ONE_PPM
+        return reputation_ppm + step
+    step = (reputation_ppm - target_ppm) * preset.reputation_loss_ppm // ONE_PPM
+    return max(preset.reputation_floor_ppm, reputation_ppm - step)
+
+
+def capped_shares(preset: Preset, raw: Sequence[int]) -> list[int]:
+    """Raw weights with the part above `share_cap_ppm` of the final total cut off.
+
+    The cap is never below an equal share (with 2 signals nobody can have less than a half). Iterates at most
+    len(raw) times: each pass fixes the nodes that exceed the cap of what remains.
+    """
+    entries = [i for i, weight in enumerate(raw) if weight > 0]
+    cap_ppm = max(preset.share_cap_ppm, -(-ONE_PPM // max(1, len(entries))))
+    if cap_ppm >= ONE_PPM or len(entries) < 2:
+        return list(raw)
+    capped: set[int] = set()
+    while True:
+        free = sum(raw[i] for i in entries if i not in capped)
+        room_ppm = ONE_PPM - cap_ppm * len(capped)
+        if free <= 0 or room_ppm <= 0:
+            break
+        # with the capped ones at cap_ppm each, the free ones share room_ppm in proportion
+        over = {i for i in entries if i not in capped and raw[i] * room_ppm > cap_ppm * free}
+        if not over:
+            break
+        capped |= over
+    if not capped:
+        return list(raw)
+    out = [0] * len(raw)
+    free = sum(raw[i] for i in entries if i not in capped)
+    room_ppm = max(0, ONE_PPM - cap_ppm * len(capped))
+    for i in entries:
+        out[i] = cap_ppm if i in capped else raw[i] * room_ppm // max(1, free)
+    return out

@@ -1,0 +1,246 @@
+"""The network's state after a checkpoint, and the roles that follow from it.
+
+One frozen value, made only by `genesis_state`, `state_transition.process_checkpoint` and `restore_state`
+(for a node that comes late). Everything derived from it (roles, positions) is computed once per state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from .adapter import AdapterWeights
+from .certificate import Validator, validator_set_hash
+from .checkpoint import CheckpointRecord
+from .codecs import Codec, DeltaLimits, codec, decode_delta
+from .content_id import ContentId, content_id
+from .encoding import EncodingError, Hash32, Ppm, SizedIds, decode_fields, encode_fields
+from .methods import moving_factor
+from .preset import Preset
+from .reputation import Reputation
+from .roles import draw_committee, draw_evaluators, draw_mentors, draw_proposer
+from .tensors import Factor, Int64Array, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """What a late node needs beside record, weights and the registered nodes on chain. Named by state_root."""
+
+    network_id: Hash32
+    number: int
+    adapter_id: Hash32
+    weights_hash: Hash32
+    weights_size_bytes: int
+    recent_weights: SizedIds
+    """Content digests of the latest weights, newest first: the parents that a signal may name."""
+    accuracy_ppm: Ppm
+    reputations: tuple[Reputation, ...]
+    """Ascending by node key."""
+    committee: tuple[int, ...]
+    """Positions, in the node list, of the validators of the next checkpoint."""
+
+
+@dataclass(frozen=True)
+class NetworkState:
+    """Where the network stands. Cached properties are pure functions of the fields."""
+
+    preset: Preset
+    network_id: bytes
+    nodes: tuple[Validator, ...]
+    """All registered nodes, ascending by node key; their positions name them in draws."""
+    number: int
+    """The last final checkpoint; 0 at genesis."""
+    record_hash: bytes
+    """Its record's hash: the seed of the next checkpoint's roles."""
+    adapter_id: bytes
+    weights: AdapterWeights
+    weights_content: ContentId
+    recent_weights: tuple[bytes, ...]
+    accuracy_ppm: int
+    """Of the latest version; 0 at genesis, where B is zero and the adapter changes nothing."""
+    reputations: tuple[Reputation, ...]
+    committee_positions: tuple[int, ...]
+
+    @property
+    def next_number(self) -> int:
+        """The checkpoint that is open now."""
+        return self.number + 1
+
+    @property
+    def base_model_id(self) -> bytes:
+        return self.weights.config.base_model_id
+
+    @cached_property
+    def position(self) -> dict[bytes, int]:
+        """Node key to its position in `nodes` and `reputations`."""
+        return {node.node_key: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def committee(self) -> tuple[Validator, ...]:
+        """Who proposes and votes at the open checkpoint."""
+        return tuple(self.nodes[i] for i in self.committee_positions)
+
+    @cached_property
+    def committee_keys(self) -> frozenset[bytes]:
+        return frozenset(node.node_key for node in self.committee)
+
+    @cached_property
+    def committee_hash(self) -> bytes:
+        return validator_set_hash(self.committee)
+
+    @cached_property
+    def factor(self) -> Factor:
+        """The factor that moves in the open checkpoint."""
+        return moving_factor(self.preset.method, self.next_number)
+
+    @cached_property
+    def moving_manifest(self) -> Manifest:
+        """Names and shapes of the tensors that a delta of the open checkpoint changes."""
+        return self.weights.manifest.subset(self.factor)
+
+    @property
+    def codec(self) -> Codec:
+        """How deltas are encoded on this network."""
+        return codec(self.preset.codec)
+
+    def decode_delta(self, data: bytes) -> Int64Array:
+        """A delta file of the open checkpoint as integers on the delta grid. Raises FormatError."""
+        limits = DeltaLimits(self.preset.delta_size_bytes_max)
+        return decode_delta(data, self.codec, self.moving_manifest, limits)
+
+    @cached_property
+    def mentors(self) -> frozenset[bytes]:
+        """Node keys that may announce a signal for the open checkpoint."""
+        drawn = draw_mentors(self.preset, self.record_hash, [row.reputation_ppm for row in self.reputations])
+        return frozenset(self.nodes[i].node_key for i in drawn)
+
+    @cached_property
+    def evaluators(self) -> dict[bytes, frozenset[bytes]]:
+        """Mentor's node key to the node keys that measure its signal."""
+        mentors = [self.position[key] for key in self.mentors]
+        drawn = draw_evaluators(self.preset, self.record_hash, mentors, len(self.nodes))
+        return {
+            self.nodes[mentor].node_key: frozenset(self.nodes[i].node_key for i in places)
+            for mentor, places in drawn.items()
+        }
+
+    def proposer(self, round_number: int) -> bytes:
+        """Node key of the proposer of a round of the open checkpoint."""
+        stakes = [validator.stake for validator in self.committee]
+        return self.committee[draw_proposer(self.record_hash, round_number, stakes)].node_key
+
+    def reputation_of(self, node_key: bytes) -> int:
+        """In ppm; 0 for a stranger."""
+        place = self.position.get(node_key)
+        return 0 if place is None else self.reputations[place].reputation_ppm
+
+    @cached_property
+    def file(self) -> bytes:
+        """Canonical bytes of the StateFile; their content digest is the state root."""
+        return encode_fields(
+            StateFile(
+                self.network_id,
+                self.number,
+                self.adapter_id,
+                self.weights_content.digest,
+                self.weights_content.size_bytes,
+                self.recent_weights,
+                self.accuracy_ppm,
+                self.reputations,
+                self.committee_positions,
+            )
+        )
+
+    @cached_property
+    def file_content(self) -> ContentId:
+        return content_id(self.file)
+
+
+@dataclass(frozen=True, slots=True)
+class _ReputationTable:
+    reputations: tuple[Reputation, ...]
+
+
+def reputations_root(reputations: tuple[Reputation, ...]) -> bytes:
+    """Content digest of the reputation table alone."""
+    return content_id(encode_fields(_ReputationTable(reputations))).digest
+
+
+def genesis_state(
+    preset: Preset,
+    network_id: bytes,
+    nodes: tuple[Validator, ...],
+    adapter_id: bytes,
+    weights: AdapterWeights,
+    genesis_record_hash: bytes,
+) -> NetworkState:
+    """The state before checkpoint 1.
+
+    genesis_record_hash: what the contract holds as the parent of the first record.
+    Raises ValueError where the weights' rank or size breaks the preset.
+    """
+    content = content_id(weights.encode())
+    if content.size_bytes > preset.weights_size_bytes_max:
+        raise ValueError(
+            f"weights have {content.size_bytes} bytes, preset allows {preset.weights_size_bytes_max}"
+        )
+    if weights.config.rank > preset.rank_max:
+        raise ValueError(f"rank is {weights.config.rank}, preset allows {preset.rank_max}")
+    ordered = tuple(sorted(nodes, key=lambda node: node.node_key))
+    return NetworkState(
+        preset=preset,
+        network_id=network_id,
+        nodes=ordered,
+        number=0,
+        record_hash=genesis_record_hash,
+        adapter_id=adapter_id,
+        weights=weights,
+        weights_content=content,
+        recent_weights=(content.digest,),
+        accuracy_ppm=0,
+        reputations=tuple(Reputation(node.node_key, preset.reputation_initial_ppm, 0) for node in ordered),
+        committee_positions=draw_committee(preset, genesis_record_hash, [node.stake for node in ordered]),
+    )
+
+
+def restore_state(
+    preset: Preset,
+    network_id: bytes,
+    nodes: tuple[Validator, ...],
+    record: CheckpointRecord,
+    state_file: bytes,
+    weights: AdapterWeights,
+) -> NetworkState:
+    """The state after a record, from files that a late node fetched by hash.
+
+    Raises ValueError where a file is not the one that the record names.
+    """
+    content = content_id(state_file)
+    if content != ContentId(record.state_root, record.state_size_bytes):
+        raise ValueError("the state file is not the one the record names")
+    parsed = decode_fields(StateFile, state_file, size_bytes_max=record.state_size_bytes)
+    weights_content = content_id(weights.encode())
+    if weights_content != ContentId(record.weights_hash, record.weights_size_bytes):
+        raise ValueError("the weights are not the ones the record names")
+    ordered = tuple(sorted(nodes, key=lambda node: node.node_key))
+    if [row.node_key for row in parsed.reputations] != [node.node_key for node in ordered]:
+        raise EncodingError("the state file's reputations are of other nodes than the registered ones")
+    if parsed.network_id != network_id or parsed.number != record.number:
+        raise EncodingError("the state file is of another network or checkpoint")
+    state = NetworkState(
+        preset=preset,
+        network_id=network_id,
+        nodes=ordered,
+        number=record.number,
+        record_hash=record.hash,
+        adapter_id=record.adapter_id,
+        weights=weights,
+        weights_content=weights_content,
+        recent_weights=parsed.recent_weights,
+        accuracy_ppm=parsed.accuracy_ppm,
+        reputations=parsed.reputations,
+        committee_positions=parsed.committee,
+    )
+    if state.committee_hash != record.next_validator_set_hash:
+        raise EncodingError("the state file's committee is not the one the record names")
+    return state

@@ -1,0 +1,323 @@
+"""What the network does at a checkpoint. Start reading here.
+
+`process_checkpoint(state, inputs) -> Outcome` is a pure function of signed messages and delta bytes: live
+node, late node, simulation and replay all call it, there is no second implementation. Order and hardware
+cannot matter: inputs are sorted by id, and everything after training is integer arithmetic.
+
+Three steps: score the signals by their evaluations, average the deltas that helped with their mentors'
+reputation as weight, move the reputations. `aggregate` does these three; the candidate it gives is what
+nodes measure against the base model, and `process_checkpoint` joins the measurements into the record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+from .adapter import AdapterWeights
+from .aggregation import integer_weights, weighted_mean
+from .certificate import validator_set_hash
+from .checkpoint import CheckpointRecord, Equivocation, RecordedUpdate
+from .content_id import ContentId, content_id
+from .gossip_validation import check_equivocation, check_evaluation, check_message
+from .messages import Evaluation, Measurement, MentorshipSignal, Message
+from .rejection import Reason, reject
+from .reputation import Reputation, capped_shares, moved, reference_score, weighted_median, worth_ppm
+from .roles import draw_committee
+from .state import NetworkState, reputations_root
+from .tensors import FormatError
+
+
+@dataclass(frozen=True)
+class CheckpointInputs:
+    """The messages of one checkpoint, and the bytes of the deltas that they announce."""
+
+    signals: tuple[Message, ...]
+    """Valid signals whose delta is in `deltas`; at most one per mentor."""
+    evaluations: tuple[Message, ...] = ()
+    """At most one per evaluator and signal; evaluations of signals that are not here are refused."""
+    measurements: tuple[Message, ...] = ()
+    """Measurements of the very weights that these signals and evaluations give."""
+    withheld: tuple[Message, ...] = ()
+    """Valid signals whose bytes never appeared, or were not what the signal said."""
+    equivocations: tuple[tuple[Message, Message], ...] = ()
+    deltas: Mapping[bytes, bytes] = field(default_factory=dict)
+    """Delta hash to delta file, for every signal in `signals`."""
+    compositions: tuple[RecordedUpdate, ...] = ()
+
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """Names the candidate that these inputs give (measurements do not change it)."""
+        return (
+            frozenset(m.id for m in self.signals),
+            frozenset(m.id for m in self.evaluations),
+            frozenset(m.id for m in self.withheld),
+            frozenset(frozenset((a.id, b.id)) for a, b in self.equivocations),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class SignalOutcome:
+    """What became of one signal, and why: its mentor is told."""
+
+    signal_id: bytes
+    mentor: bytes
+    score_ppm: int | None
+    """Weighted median of its evaluations; None with fewer than preset.evaluations_min of them."""
+    weight: int
+    """Part of 2^16 in the average; 0 where it did not enter."""
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Aggregation:
+    """The candidate result of a checkpoint, before it is measured."""
+
+    weights: AdapterWeights
+    content: ContentId
+    reputations: tuple[Reputation, ...]
+    outcomes: tuple[SignalOutcome, ...]
+    """Ascending by signal id."""
+
+    @property
+    def changed(self) -> bool:
+        """Whether any delta entered the average."""
+        return any(outcome.weight for outcome in self.outcomes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The state after a checkpoint, the record of it, and what became of each signal."""
+
+    state: NetworkState
+    record: CheckpointRecord
+    aggregation: Aggregation
+
+
+def aggregate(state: NetworkState, inputs: CheckpointInputs) -> Aggregation:
+    """Score, average, move reputations.
+
+    Raises Rejection where an input is not one that the state allows (a proposal named it wrongly).
+    Cost: one pass over each delta; memory: one int64 accumulator, not the deltas decoded.
+    """
+    signals = _checked_signals(state, inputs)
+    evaluations = _checked_evaluations(state, signals, inputs.evaluations)
+    scores = {signal_id: _score(state, evaluations.get(signal_id, [])) for signal_id in signals}
+    weights = _weights(state, signals, scores)
+    entering = [signal_id for signal_id in signals if weights[signal_id]]
+    result = state.weights
+    if entering:
+        result = weighted_mean(
+            state.weights,
+            state.moving_manifest,
+            ((weights[i], inputs.deltas[_signal(signals[i]).delta_hash]) for i in entering),
+            state.codec,
+        )
+    content = state.weights_content if not entering else content_id(result.encode())
+    return Aggregation(
+        weights=result,
+        content=content,
+        reputations=_moved_reputations(state, signals, scores, inputs),
+        outcomes=tuple(
+            SignalOutcome(i, m.author, scores[i], weights[i], len(evaluations.get(i, [])))
+            for i, m in signals.items()
+        ),
+    )
+
+
+def process_checkpoint(
+    state: NetworkState, inputs: CheckpointInputs, aggregation: Aggregation | None = None
+) -> Outcome:
+    """The state and the record that these inputs give.
+
+    aggregation: what `aggregate(state, inputs)` gave, where the caller has it already.
+    Raises Rejection (BAD_RECORD and the reasons of gossip_validation) on inputs that do not belong together.
+    """
+    candidate = aggregation if aggregation is not None else aggregate(state, inputs)
+    measurements = _checked_measurements(state, candidate, inputs.measurements)
+    accuracy = weighted_median(
+        [(_measurement(m).improvement_ppm, state.reputation_of(m.author)) for m in measurements]
+    )
+    promoted = candidate.changed and accuracy is not None
+    weights, content = (
+        (candidate.weights, candidate.content) if promoted else (state.weights, state.weights_content)
+    )
+    committee = draw_committee(state.preset, state.record_hash, [node.stake for node in state.nodes])
+    recent = tuple(dict.fromkeys((content.digest, *state.recent_weights)))[
+        : state.preset.checkpoint_window + 1
+    ]
+    after = replace(
+        state,
+        number=state.next_number,
+        record_hash=b"",  # known once the record is; nothing below depends on it
+        weights=weights,
+        weights_content=content,
+        recent_weights=recent,
+        accuracy_ppm=accuracy if promoted and accuracy is not None else state.accuracy_ppm,
+        reputations=candidate.reputations,
+        committee_positions=committee,
+    )
+    record = CheckpointRecord(
+        network_id=state.network_id,
+        number=state.next_number,
+        parent_record_hash=state.record_hash,
+        adapter_id=state.adapter_id,
+        signals=_ids(inputs.signals),
+        withheld=_ids(inputs.withheld),
+        equivocations=tuple(
+            sorted(
+                (Equivocation(*sorted((a.id, b.id))) for a, b in inputs.equivocations),
+                key=lambda pair: pair.first,
+            )
+        ),
+        evaluations=_ids(inputs.evaluations),
+        measurements=_ids(measurements),
+        weights_hash=content.digest,
+        weights_size_bytes=content.size_bytes,
+        promoted=promoted,
+        accuracy_ppm=accuracy if promoted and accuracy is not None else 0,
+        compositions=tuple(sorted(inputs.compositions, key=lambda update: update.adapter_id)),
+        reputations_root=reputations_root(candidate.reputations),
+        state_root=after.file_content.digest,
+        state_size_bytes=after.file_content.size_bytes,
+        validator_set_hash=state.committee_hash,
+        next_validator_set_hash=validator_set_hash([state.nodes[i] for i in committee]),
+    )
+    return Outcome(replace(after, record_hash=record.hash), record, candidate)
+
+
+def is_valid_delta(state: NetworkState, signal: MentorshipSignal, data: bytes) -> bool:
+    """Whether these are the bytes that the signal announced, in the right codec and for the right tensors."""
+    if len(data) != signal.delta_size_bytes or content_id(data).digest != signal.delta_hash:
+        return False
+    try:
+        state.decode_delta(data)
+    except FormatError:
+        return False
+    return True
+
+
+def _ids(messages: Iterable[Message]) -> tuple[bytes, ...]:
+    return tuple(sorted(message.id for message in messages))
+
+
+def _signal(message: Message) -> MentorshipSignal:
+    assert isinstance(message.body, MentorshipSignal)
+    return message.body
+
+
+def _measurement(message: Message) -> Measurement:
+    assert isinstance(message.body, Measurement)
+    return message.body
+
+
+def _checked_signals(state: NetworkState, inputs: CheckpointInputs) -> dict[bytes, Message]:
+    """Signals by id, ascending. One per mentor, over signals, withheld and equivocations together."""
+    spoken: set[bytes] = set()
+    for first, second in inputs.equivocations:
+        check_equivocation(first, second)
+    pairs = [pair[0] for pair in inputs.equivocations]
+    for message in (*inputs.signals, *inputs.withheld, *pairs):
+        if not isinstance(message.body, MentorshipSignal):
+            raise reject(Reason.BAD_RECORD, "a signal id names another kind of message")
+        check_message(state, message)
+        if message.author in spoken:
+            raise reject(Reason.EQUIVOCATION, f"two signals by {message.author[:8].hex()}")
+        spoken.add(message.author)
+    for message in inputs.signals:
+        if _signal(message).delta_hash not in inputs.deltas:
+            raise reject(Reason.DELTA_MISMATCH, f"no bytes for signal {message.id[:8].hex()}")
+    return {message.id: message for message in sorted(inputs.signals, key=lambda m: m.id)}
+
+
+def _checked_evaluations(
+    state: NetworkState, signals: Mapping[bytes, Message], messages: Iterable[Message]
+) -> dict[bytes, list[Message]]:
+    """Evaluations by signal id; each evaluator once per signal."""
+    by_signal: dict[bytes, list[Message]] = {}
+    seen: set[tuple[bytes, bytes]] = set()
+    for message in sorted(messages, key=lambda m: m.id):
+        body = message.body
+        if not isinstance(body, Evaluation) or body.signal_id not in signals:
+            raise reject(Reason.BAD_RECORD, "an evaluation of a signal that is not in the record")
+        check_message(state, message)
+        check_evaluation(state, message, signals[body.signal_id])
+        if (body.author, body.signal_id) in seen:
+            raise reject(Reason.EQUIVOCATION, f"two evaluations of a signal by {body.author[:8].hex()}")
+        seen.add((body.author, body.signal_id))
+        by_signal.setdefault(body.signal_id, []).append(message)
+    return by_signal
+
+
+def _checked_measurements(
+    state: NetworkState, candidate: Aggregation, messages: Iterable[Message]
+) -> tuple[Message, ...]:
+    seen: set[bytes] = set()
+    for message in messages:
+        body = message.body
+        if not isinstance(body, Measurement) or body.weights_hash != candidate.content.digest:
+            raise reject(Reason.BAD_RECORD, "a measurement of other weights than the result")
+        check_message(state, message)
+        if body.author in seen:
+            raise reject(Reason.EQUIVOCATION, f"two measurements by {body.author[:8].hex()}")
+        seen.add(body.author)
+    return tuple(messages)
+
+
+def _score(state: NetworkState, evaluations: list[Message]) -> int | None:
+    """The reputation-weighted median of a signal's evaluations, None where too few vouch for it."""
+    if len(evaluations) < state.preset.evaluations_min:
+        return None
+    pairs = []
+    for message in evaluations:
+        assert isinstance(message.body, Evaluation)
+        pairs.append((message.body.improvement_ppm, state.reputation_of(message.author)))
+    return weighted_median(pairs)
+
+
+def _weights(
+    state: NetworkState, signals: Mapping[bytes, Message], scores: Mapping[bytes, int | None]
+) -> dict[bytes, int]:
+    """Whole parts of 2^16 per signal id: reputation, lowered by few examples, capped; 0 where not helpful."""
+    preset = state.preset
+    raw = []
+    for signal_id, message in signals.items():
+        score = scores[signal_id]
+        examples = min(_signal(message).examples, preset.examples_full)
+        helpful = score is not None and score > 0
+        raw.append(state.reputation_of(message.author) * examples if helpful else 0)
+    if not any(raw):
+        return dict.fromkeys(signals, 0)
+    return dict(zip(signals, integer_weights(capped_shares(preset, raw)), strict=True))
+
+
+def _moved_reputations(
+    state: NetworkState,
+    signals: Mapping[bytes, Message],
+    scores: Mapping[bytes, int | None],
+    inputs: CheckpointInputs,
+) -> tuple[Reputation, ...]:
+    rows = list(state.reputations)
+    reference = reference_score([score for score in scores.values() if score is not None])
+    for signal_id, message in signals.items():
+        score = scores[signal_id]
+        if score is None or reference == 0:
+            continue  # nobody vouched for it, or nothing helped anybody: that tells nothing about one mentor
+        place = state.position[message.author]
+        row = rows[place]
+        target = worth_ppm(score, reference)
+        rows[place] = replace(
+            row,
+            reputation_ppm=moved(state.preset, row.reputation_ppm, target),
+            checkpoints_mentored=row.checkpoints_mentored + 1,
+        )
+    for message in inputs.withheld:  # twice the loss: withholding is a choice, a bad delta may be bad luck
+        place = state.position[message.author]
+        row = rows[place]
+        once = moved(state.preset, row.reputation_ppm, 0)
+        rows[place] = replace(row, reputation_ppm=moved(state.preset, once, 0))
+    for first, _ in inputs.equivocations:
+        place = state.position[first.author]
+        rows[place] = replace(rows[place], reputation_ppm=0)
+    return tuple(rows)

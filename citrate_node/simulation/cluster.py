@@ -1,0 +1,398 @@
+"""Many nodes in one process, under virtual time and a seed: the second driver of node/.
+
+The nodes, the messages and the checkpoints are the real ones; pretended are the chain (chain_model), the
+network (latency, loss, duplication, partitions from the seed) and the training (synthetic). A seed
+determines everything, so a failing run can be repeated. Called by tests and by `citrate simulate`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+
+from ..node import actions as act
+from ..node import events as ev
+from ..node.core import ChainIdentity, Identity
+from ..node.state_machine import Node
+from ..protocol.certificate import Validator
+from ..protocol.gossip_validation import open_message
+from ..protocol.identifiers import network_id
+from ..protocol.messages import MentorshipSignal, Message, Vote, sign_message
+from ..protocol.preset import Preset
+from ..protocol.state import NetworkState, genesis_state
+from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
+from ..protocol.tensors import Factor, weights_to_float32
+from .chain_model import ChainModel
+from .checkers import Checkers, ProgressViolation
+from .synthetic import SyntheticTask
+
+BLOCK_INTERVAL_MS = 1000
+FETCH_TIMEOUT_MS = 800
+GENESIS_RECORD_HASH = bytes(32)
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Everything that a run depends on. Printed first, so that a run can be repeated."""
+
+    preset: Preset
+    nodes: int = 4
+    seed: int = 0
+    latency_ms: tuple[int, int] = (5, 120)
+    loss_ppm: int = 0
+    """Part of the messages, blobs and answers that never arrive."""
+    duplicate_ppm: int = 0
+    faults_end_ms: int | None = None
+    """From then on nothing is lost: the liveness act."""
+    sign_flippers: frozenset[int] = frozenset()
+    """Mentors that announce the opposite of what they learned."""
+    withholders: frozenset[int] = frozenset()
+    """Mentors that announce a delta and never serve it."""
+    equivocators: frozenset[int] = frozenset()
+    """Mentors that announce a second signal to half of the network."""
+    liars: frozenset[int] = frozenset()
+    """Evaluators that report the opposite of what they measured."""
+    stakes: tuple[int, ...] = ()
+    spread: float = 0.5
+    training_ms: tuple[int, int] = (200, 1500)
+
+
+@dataclass
+class SimulatedNode:
+    """A node and what its disk holds; the disk survives a crash, the node does not."""
+
+    index: int
+    identity: Identity
+    node: Node | None
+    journal: dict[str, bytes] = field(default_factory=dict)
+    residuals: dict[Factor, npt.NDArray[np.float32]] = field(default_factory=dict)
+    messages: list[Message] = field(default_factory=list)
+    deltas: dict[bytes, bytes] = field(default_factory=dict)
+    blobs: dict[bytes, act.Finalize] = field(default_factory=dict)
+    """Record hash to what it can serve of a final checkpoint."""
+    saved: tuple[NetworkState, int] | None = None
+    """State and opening block as last finalized."""
+    life: int = 0
+    """Grows with every crash, so that answers to a dead life are dropped."""
+    verdicts: list[act.ReportVerdict] = field(default_factory=list)
+
+
+class Cluster:
+    """The world. `run_until(checkpoints)` is what most callers want."""
+
+    def __init__(self, options: ClusterOptions) -> None:
+        self.options = options
+        self.random = random.Random(f"citrate/{options.seed}")
+        self.now_ms = 0
+        self._queue: list[tuple[int, int, Callable[[], None]]] = []
+        self._sequence = 0
+        self.partition: Callable[[int, int], bool] = lambda a, b: False
+        """Whether nothing passes between two nodes."""
+        self.task = SyntheticTask(options.seed, options.nodes, spread=options.spread)
+        self.chain = ChainModel(GENESIS_RECORD_HASH)
+        self.checkers = Checkers(options.seed)
+        self.history: list[str] = []
+        """One line per final checkpoint, in order; its hash is the history hash."""
+        self.outcomes: dict[int, act.Finalize] = {}
+        """Per checkpoint, the first node's Finalize that carries inputs."""
+        self._aggregations: dict[tuple[bytes, object], Aggregation] = {}
+        identities = [self._identity(i) for i in range(options.nodes)]
+        stakes = options.stakes or (1,) * options.nodes
+        validators = tuple(
+            Validator(identity.node_key, identity.account, stake)
+            for identity, stake in zip(identities, stakes, strict=True)
+        )
+        self.network_id = network_id(
+            self.chain.chain_id,
+            sha256(f"simulated genesis {options.seed}".encode()).digest(),
+            self.chain.contract,
+            options.preset.digest(),
+        )
+        self.genesis = genesis_state(
+            options.preset,
+            self.network_id,
+            validators,
+            sha256(b"simulated adapter").digest(),
+            self.task.initial_weights(),
+            GENESIS_RECORD_HASH,
+        )
+        self.chain_identity = ChainIdentity(self.chain.chain_id, self.chain.contract)
+        self.nodes = [SimulatedNode(i, identity, None) for i, identity in enumerate(identities)]
+        self._by_key = {identity.node_key: i for i, identity in enumerate(identities)}
+        for simulated in self.nodes:
+            self.start(simulated.index)
+        self._at(BLOCK_INTERVAL_MS, self._mine)
+
+    def _identity(self, index: int) -> Identity:
+        name = f"citrate simulation {self.options.seed} node {index}"
+        return Identity(sha256(f"{name} seed".encode()).digest(), sha256(f"{name} account".encode()).digest())
+
+    # ---------------------------------------------------------------- time
+
+    def _at(self, delay_ms: int, what: Callable[[], None]) -> None:
+        self._sequence += 1
+        heapq.heappush(self._queue, (self.now_ms + delay_ms, self._sequence, what))
+
+    def step(self) -> None:
+        """The next thing that happens."""
+        self.now_ms, _, what = heapq.heappop(self._queue)
+        what()
+
+    def run_until(self, checkpoints: int, *, within_ms: int) -> None:
+        """Until every running node has finalized that many. Raises ProgressViolation after `within_ms`."""
+        deadline = self.now_ms + within_ms
+        while not all(
+            simulated.node is None or simulated.node.state.number >= checkpoints for simulated in self.nodes
+        ):
+            if self.now_ms > deadline:
+                at = [s.node.state.number if s.node else None for s in self.nodes]
+                raise ProgressViolation(
+                    f"seed {self.options.seed}: checkpoints {at} after {self.now_ms} ms, wanted {checkpoints}"
+                )
+            self.step()
+
+    def run_for(self, duration_ms: int) -> None:
+        """Let time pass."""
+        end = self.now_ms + duration_ms
+        while self._queue and self._queue[0][0] <= end:
+            self.step()
+
+    # ---------------------------------------------------------------- life and death
+
+    def start(self, index: int) -> None:
+        """Start a node, or restart it with what its disk holds."""
+        simulated = self.nodes[index]
+        state, opened = simulated.saved or (self.genesis, 0)
+        simulated.node = Node(
+            simulated.identity,
+            self.chain_identity,
+            state,
+            opened_block=opened,
+            journal=simulated.journal,
+            residuals=simulated.residuals,
+            aggregate=self._aggregate,
+        )
+        life = simulated.life
+        self._handle(index, life, ev.HeadAdvanced(self.chain.block_number))
+        stored, simulated.messages = simulated.messages, []
+        for message in stored:
+            self._handle(index, life, ev.MessageReceived(message))
+        for name, data in list(simulated.deltas.items()):
+            self._handle(index, life, ev.DeltaFetched(name, data))
+        if self.chain.commits:
+            last = self.chain.commits[-1]
+            self._handle(
+                index, life, ev.CheckpointCommitted(last.number, last.record_hash, last.block_number)
+            )
+
+    def crash(self, index: int) -> None:
+        """kill -9: what was not on disk is gone."""
+        self.nodes[index].node = None
+        self.nodes[index].life += 1
+
+    # ---------------------------------------------------------------- the world around the nodes
+
+    def _mine(self) -> None:
+        commits = self.chain.mine()
+        for simulated in self.nodes:
+            if simulated.node is None:
+                continue
+            delay = self._latency()
+            for commit in commits:
+                event = ev.CheckpointCommitted(commit.number, commit.record_hash, commit.block_number)
+                self._later(simulated.index, delay, event)
+            self._later(simulated.index, delay, ev.HeadAdvanced(self.chain.block_number))
+        self._at(BLOCK_INTERVAL_MS, self._mine)
+
+    def _latency(self) -> int:
+        return self.random.randint(*self.options.latency_ms)
+
+    def _is_lost(self, a: int, b: int) -> bool:
+        if self.partition(a, b):
+            return True
+        end = self.options.faults_end_ms
+        if end is not None and self.now_ms >= end:
+            return False
+        return self.random.randrange(1_000_000) < self.options.loss_ppm
+
+    def _later(self, index: int, delay_ms: int, event: ev.Event) -> None:
+        life = self.nodes[index].life
+        self._at(delay_ms, lambda: self._handle(index, life, event))
+
+    def _handle(self, index: int, life: int, event: ev.Event) -> None:
+        simulated = self.nodes[index]
+        if simulated.node is None or simulated.life != life:
+            return
+        for action in simulated.node.handle(event):
+            self._carry_out(simulated, action)
+
+    def _carry_out(self, simulated: SimulatedNode, action: act.Action) -> None:
+        index = simulated.index
+        match action:
+            case act.Journal():
+                simulated.journal[action.slot] = action.digest
+            case act.StoreMessage():
+                simulated.messages.append(action.message)
+            case act.Publish():
+                self._publish(simulated, action.message)
+            case act.StoreDelta():
+                simulated.deltas[action.content.digest] = action.data
+            case act.StoreResidual():
+                simulated.residuals[action.factor] = action.values
+            case act.FetchDelta():
+                self._fetch_delta(index, action)
+            case act.FetchState():
+                self._fetch_state(index, action)
+            case act.Train():
+                self._train(index, action)
+            case act.Evaluate():
+                self._evaluate(index, action)
+            case act.Measure():
+                self._measure(index, action)
+            case act.Commit():
+                self.chain.send(action.certificate, action.validators)
+            case act.CatchUp():
+                self._catch_up(index, action)
+            case act.ReportVerdict():
+                simulated.verdicts.append(action)
+            case act.Finalize():
+                self._finalize(simulated, action)
+            case act.Notice() | act.AnswerCatchUp():
+                pass
+
+    def _publish(self, simulated: SimulatedNode, message: Message) -> None:
+        index = simulated.index
+        if isinstance(message.body, Vote):
+            body = message.body
+            self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
+        other = None
+        if index in self.options.equivocators and isinstance(message.body, MentorshipSignal):
+            twisted = replace(message.body, examples=message.body.examples + 1)
+            other = sign_message(simulated.identity.seed, twisted)
+        for receiver in self.nodes:
+            if receiver.index == index:
+                continue
+            sent = other if other is not None and receiver.index % 2 else message
+            copies = 1 + (self.random.randrange(1_000_000) < self.options.duplicate_ppm)
+            for _ in range(copies):
+                if not self._is_lost(index, receiver.index):
+                    event = ev.MessageReceived(sent, f"node {index}")
+                    self._later(receiver.index, self._latency(), event)
+
+    def _peers(self, index: int) -> list[SimulatedNode]:
+        """The others that run and can be reached, in an order of chance."""
+        peers = [s for s in self.nodes if s.index != index and s.node is not None]
+        self.random.shuffle(peers)
+        return [s for s in peers if not self._is_lost(index, s.index)]
+
+    def _fetch_delta(self, index: int, action: act.FetchDelta) -> None:
+        mentor = self._by_key[action.mentor]
+        peers = sorted(self._peers(index), key=lambda s: s.index != mentor)
+        for peer in peers[:3]:
+            held = peer.deltas.get(action.content.digest)
+            assert peer.node is not None
+            if (
+                held is None
+                or peer.index in self.options.withholders
+                or not peer.node.may_serve(action.content.digest)
+            ):
+                continue
+            event = ev.DeltaFetched(action.content.digest, held, f"node {peer.index}")
+            self._later(index, 2 * self._latency(), event)
+            return
+        self._later(index, FETCH_TIMEOUT_MS, ev.DeltaUnavailable(action.content.digest))
+
+    def _fetch_state(self, index: int, action: act.FetchState) -> None:
+        for peer in self._peers(index):
+            held = peer.blobs.get(action.record_hash)
+            if held is not None:
+                event = ev.StateFetched(action.number, held.record, held.state_file, held.weights)
+                self._later(index, 2 * self._latency(), event)
+                return
+        self._later(index, FETCH_TIMEOUT_MS, ev.StateUnavailable(action.number))
+
+    def _catch_up(self, index: int, action: act.CatchUp) -> None:
+        for peer in self._peers(index)[:8]:
+            assert peer.node is not None
+            answers = peer.node.handle(ev.CatchUpRequested(0, action.checkpoint, action.have))
+            for answer in answers:
+                assert isinstance(answer, act.AnswerCatchUp)
+                delay = 2 * self._latency()
+                for message in answer.messages:
+                    self._later(index, delay, ev.MessageReceived(message, f"node {peer.index}"))
+
+    def _train(self, index: int, action: act.Train) -> None:
+        values = self.task.train(index, action.moving_values, action.manifest)
+        if index in self.options.sign_flippers:
+            values = action.moving_values - (values - action.moving_values)
+        event = ev.TrainingFinished(
+            action.target_checkpoint,
+            action.weights_hash,
+            action.moving_values,
+            values,
+            self.task.examples,
+            self.task.loss(index, values, action.manifest) / 2**30,
+        )
+        self._later(index, self.random.randint(*self.options.training_ms), event)
+
+    def _evaluate(self, index: int, action: act.Evaluate) -> None:
+        values = weights_to_float32(action.parent.select(action.manifest))
+        improvements = self.task.improvements_ppm(index, values, action.manifest, action.deltas, action.scale)
+        if index in self.options.liars:
+            improvements = {i: (-ppm, examples) for i, (ppm, examples) in improvements.items()}
+        self._later(index, self._latency(), ev.EvaluationFinished(action.checkpoint, improvements))
+
+    def _measure(self, index: int, action: act.Measure) -> None:
+        manifest = self.genesis.moving_manifest
+        base = weights_to_float32(self.genesis.weights.select(manifest))
+        values = weights_to_float32(action.weights.select(manifest))
+        improvement = self.task.improvements_ppm(index, base, manifest, {b"": values - base}, 1.0)[b""]
+        event = ev.MeasurementFinished(action.checkpoint, action.weights_hash, *improvement)
+        self._later(index, self._latency(), event)
+
+    def _finalize(self, simulated: SimulatedNode, action: act.Finalize) -> None:
+        node = simulated.node
+        assert node is not None
+        hashes = {commit.number: commit.record_hash for commit in self.chain.commits}
+        self.checkers.on_finalize(simulated.index, action, hashes, node.state)
+        simulated.blobs[node.state.record_hash] = action
+        simulated.saved = (node.state, action.block_number)
+        simulated.messages = [m for m in simulated.messages if m.checkpoint > action.number]
+        simulated.deltas = {}
+        if action.outcome is not None and action.number not in self.outcomes:
+            self.outcomes[action.number] = action
+        if len(self.history) < action.number:
+            manifest = self.genesis.moving_manifest
+            values = weights_to_float32(node.state.weights.select(manifest))
+            loss = self.task.global_loss(values, manifest)
+            self.history.append(f"{action.number} {node.state.record_hash.hex()} {loss:.6f}")
+
+    def _aggregate(self, state: NetworkState, inputs: CheckpointInputs) -> Aggregation:
+        """The protocol's pure function, computed once for all nodes that ask the same."""
+        key = (state.record_hash, inputs.key)
+        if key not in self._aggregations:
+            self._aggregations[key] = aggregate(state, inputs)
+            if len(self._aggregations) > 64:
+                del self._aggregations[next(iter(self._aggregations))]
+        return self._aggregations[key]
+
+    # ---------------------------------------------------------------- results
+
+    def history_hash(self) -> str:
+        """sha256 over the history lines: equal seeds give equal hashes."""
+        return sha256("\n".join(self.history).encode()).hexdigest()
+
+    def reputations(self) -> dict[int, int]:
+        """Node index to reputation in ppm, by the newest state."""
+        newest = max((s.node for s in self.nodes if s.node), key=lambda n: n.state.number)
+        return {self._by_key[row.node_key]: row.reputation_ppm for row in newest.state.reputations}
+
+    def reopen(self, messages: Iterable[Message]) -> list[Message]:
+        """The same messages, read back from their envelopes: what a peer would see."""
+        return [open_message(m.envelope, self.network_id) for m in messages]

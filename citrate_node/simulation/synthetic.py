@@ -1,0 +1,98 @@
+"""The synthetic task: adapters that can be trained in microseconds, with a known optimum.
+
+Every node's held-out loss is the mean squared distance of the moving tensors to its own target; targets are a
+common one plus a node's own share, so that the optimum of the whole is their mean. Losses are sums of
+integers, elementwise float32 steps are the same everywhere: a run has one history on every machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+
+import numpy as np
+import numpy.typing as npt
+
+from ..protocol.adapter import AdapterConfig, AdapterWeights, from_tensors
+from ..protocol.tensors import Manifest
+
+Values = npt.NDArray[np.float32]
+LOSS_UNIT = 2**30
+"""A squared distance is counted in 2^-30, so that sums are exact integers."""
+
+
+@dataclass(frozen=True)
+class SyntheticTask:
+    """Targets of all nodes, from one seed.
+
+    width: in_features and out_features of the one module. spread: size of a node's own share of its target,
+    relative to the common one; 0 is IID.
+    """
+
+    seed: int
+    nodes: int
+    width: int = 12
+    rank: int = 2
+    spread: float = 0.5
+    steps: int = 4
+    learning_rate: float = 0.25
+    examples: int = 64
+
+    def initial_weights(self) -> AdapterWeights:
+        """A from the seed, B zero: as every adapter begins."""
+        config = AdapterConfig(sha256(b"synthetic base model").digest(), self.rank, self.rank, ("linear",))
+        a = self._uniform("initial", self.rank * self.width).reshape(self.rank, self.width)
+        name = "base_model.model.linear.lora_{}.weight"
+        b = np.zeros((self.width, self.rank), dtype=np.float32)
+        return from_tensors(config, {name.format("A"): a, name.format("B"): b})
+
+    def target(self, node: int, manifest: Manifest) -> Values:
+        """Where a node's own data would have the tensors of `manifest`, float32 (manifest.count,)."""
+        name = manifest.hash.hex()
+        common = self._uniform(f"common/{name}", manifest.count)
+        own = self._uniform(f"own/{node}/{name}", manifest.count)
+        return common + np.float32(self.spread) * own
+
+    def train(self, node: int, values: Values, manifest: Manifest) -> Values:
+        """Gradient descent on the own loss; elementwise, so bit-identical everywhere."""
+        target = self.target(node, manifest)
+        moved = values.copy()
+        for _ in range(self.steps):
+            moved = moved + np.float32(self.learning_rate) * (target - moved)
+        return moved
+
+    def loss(self, node: int, values: Values, manifest: Manifest) -> int:
+        """Sum of squared distances to the own target, in units of 2^-30."""
+        distance = values.astype(np.float64) - self.target(node, manifest)
+        return int(np.sum(np.round(distance * distance * LOSS_UNIT).astype(np.int64)))
+
+    def improvements_ppm(
+        self, node: int, values: Values, manifest: Manifest, deltas: Mapping[bytes, Values], scale: float
+    ) -> dict[bytes, tuple[int, int]]:
+        """Signal id to (improvement of the own loss in ppm, examples), as a real evaluator reports it."""
+        before = self.loss(node, values, manifest)
+        out = {}
+        for signal_id, delta in deltas.items():
+            after = self.loss(node, values + np.float32(scale) * delta, manifest)
+            out[signal_id] = (ratio_ppm(before - after, before), self.examples)
+        return out
+
+    def global_loss(self, values: Values, manifest: Manifest) -> float:
+        """Mean over all nodes of the mean squared distance: what mentorship is for."""
+        total = sum(self.loss(node, values, manifest) for node in range(self.nodes))
+        return total / LOSS_UNIT / self.nodes / manifest.count
+
+    def _uniform(self, name: str, count: int) -> Values:
+        """float32 (count,) in [-1, 1), from the seed and a name alone (PCG64: the same on every machine)."""
+        digest = sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
+        return (generator.integers(-(2**15), 2**15, count) / 2**15).astype(np.float32)
+
+
+def ratio_ppm(part: int, whole: int) -> int:
+    """part / whole in ppm, toward zero; 0 where there is no whole."""
+    if whole == 0:
+        return 0
+    size = abs(part) * 1_000_000 // abs(whole)
+    return size if (part >= 0) == (whole > 0) else -size
