@@ -1,4 +1,4 @@
-"""One honest node, without waiting: `handle(event)` gives the actions that follow. Pure but for its own memory.
+"""One honest node, without waiting: `handle(event)` gives the actions that follow. Pure but for its memory.
 
 Two drivers run it: runtime/main_loop.py with real services, simulation/cluster.py with pretended ones. There
 is no clock (blocks are the time), no randomness, no I/O. The parts: mentor, evaluator, committer; this file
@@ -152,7 +152,7 @@ class Node:
         ]
 
     def _merge_sets(self) -> list[Action]:
-        """Ask peers for what they hold and we do not: once at each deadline, and in every round without a commit."""
+        """Ask peers for what they hold and we do not: at each deadline, and in every round without commit."""
         core = self.core
         if core.phase is Phase.SIGNAL:
             return []
@@ -213,7 +213,7 @@ class Node:
         return self._follow_chain()
 
     def _follow_chain(self) -> list[Action]:
-        """Go on to the newest commit: by own computation where all inputs are here, else by fetching the result."""
+        """Go on to the newest commit: computed where all inputs are here, else fetched."""
         committed = self._committed
         core = self.core
         if committed is None:
@@ -223,7 +223,7 @@ class Node:
             try:
                 outcome = record and self.committer.computed(committed.record_hash, record)
             except Rejection:
-                # the chain is the arbiter: a quorum certified what we compute differently; take it, and say so
+                # the chain is the arbiter: a quorum certified what we compute differently; take it
                 outcome = None
             if outcome:
                 return self._finalize_computed(outcome, committed)
@@ -298,7 +298,7 @@ class Node:
         return [*actions, *self._tick()]
 
     def _answer(self, event: CatchUpRequested) -> AnswerCatchUp:
-        """What we hold of the open checkpoint and the peer does not. Nothing of a checkpoint that is closed."""
+        """What we hold of the open checkpoint and the peer does not; nothing of a closed one."""
         pool = self.core.pool
         if event.checkpoint != self.core.state.next_number:
             return AnswerCatchUp(event.request, ())

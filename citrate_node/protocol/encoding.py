@@ -85,7 +85,7 @@ def decode(data: bytes, *, size_bytes_max: int) -> Any:
 
 
 def digest(domain: str, data: bytes) -> bytes:
-    """sha256 over a domain name, a zero byte and the data: the same bytes in another role hash differently."""
+    """sha256 over a domain name, a zero byte and the data: equal bytes in two roles hash differently."""
     return sha256(domain.encode() + b"\0" + data).digest()
 
 
@@ -94,13 +94,39 @@ def _refuse_tag(*_: Any) -> NoReturn:
 
 
 # cbor2 decodes these by itself (dates, bignums, regular expressions, sets, addresses ...); each is refused.
-_NO_TAGS = dict.fromkeys((0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799), _refuse_tag)
+_TAGS_KNOWN = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    25,
+    28,
+    29,
+    30,
+    35,
+    36,
+    37,
+    52,
+    54,
+    100,
+    256,
+    258,
+    260,
+    261,
+    1004,
+    43000,
+    55799,
+)
+_NO_TAGS = dict.fromkeys(_TAGS_KNOWN, _refuse_tag)
+
 
 T = TypeVar("T")
 
 
 @functools.cache
-def _schema(kind: type) -> dict[str, tuple[type, tuple[Any, ...]]]:
+def _schema(kind: Any) -> dict[str, tuple[type, tuple[Any, ...]]]:
     """Field name to (plain type, limits), read from the annotations of a dataclass."""
     schema = {}
     for name, hint in typing.get_type_hints(kind, include_extras=True).items():
@@ -122,7 +148,7 @@ def encode_fields(value: Any) -> bytes:
 def fields_of(value: Any) -> dict[str, Any]:
     """The map that `encode_fields` encodes. Raises EncodingError naming the field that breaks its limit."""
     out = {}
-    for name, (plain, limits) in _schema(type(value)).items():
+    for name, (plain, limits) in _schema(typing.cast(Any, type(value))).items():
         item = getattr(value, name)
         _check(name, item, plain, limits)
         out[name] = _plain(item)
@@ -136,7 +162,7 @@ def decode_fields(kind: type[T], data: bytes, *, size_bytes_max: int) -> T:
 
 def fields_from(kind: type[T], raw: Any) -> T:
     """The dataclass of a decoded map; exactly its fields, no more and no fewer."""
-    schema = _schema(kind)
+    schema = _schema(typing.cast(Any, kind))
     if not isinstance(raw, dict):
         raise EncodingError(f"{kind.__name__} must be a map")
     for name in raw:

@@ -194,7 +194,7 @@ def parse_envelope(data: bytes) -> tuple[Message, bytes]:
         raise EncodingError(f"unknown message kind {kind_number!r}"[:80])
     if type(body_bytes) is not bytes or type(signature) is not bytes or len(signature) != 64:
         raise EncodingError("body and signature must be byte strings, the signature of 64 bytes")
-    body = decode_fields(KINDS[kind_number], body_bytes, size_bytes_max=ENVELOPE_SIZE_BYTES_MAX)
+    body: Body = decode_fields(KINDS[kind_number], body_bytes, size_bytes_max=ENVELOPE_SIZE_BYTES_MAX)
     return Message(body, signature), body_bytes
 
 

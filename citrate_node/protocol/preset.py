@@ -63,7 +63,7 @@ class Preset:
     proposals_per_node_max: int
     """Rounds of one proposer that are kept for one checkpoint."""
     omission_rounds: int
-    """A proposal that leaves out a message is accepted only after this many proposers came to the same set."""
+    """A proposal that leaves out a message is accepted once this many proposers came to the same set."""
 
     evaluation_scale_ppm: int
     """A delta is evaluated at this part of its size: full steps of honest nodes overshoot on others' data."""

@@ -46,7 +46,7 @@ def weighted_median(values: Sequence[tuple[int, int]]) -> int | None:
 
 
 def worth_ppm(score_ppm: int, reference_ppm: int) -> int:
-    """What a score is worth: 0 for none or harm, a half at the reference, a whole from twice the reference."""
+    """What a score is worth: 0 for none or harm, a half at the reference, a whole from twice that."""
     if score_ppm <= 0 or reference_ppm <= 0:
         return 0
     return min(ONE_PPM, score_ppm * (ONE_PPM // 2) // reference_ppm)
@@ -59,7 +59,7 @@ def reference_score(scores: Sequence[int]) -> int:
 
 
 def moved(preset: Preset, reputation_ppm: int, target_ppm: int) -> int:
-    """A reputation one step nearer to its target, never below the floor (both in ppm; truncating division)."""
+    """A reputation one step nearer to its target, never below the floor (in ppm, truncating)."""
     if target_ppm >= reputation_ppm:
         step = (target_ppm - reputation_ppm) * preset.reputation_gain_ppm // ONE_PPM
         return reputation_ppm + step

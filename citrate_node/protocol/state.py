@@ -24,7 +24,7 @@ from .tensors import Factor, Int64Array, Manifest
 
 @dataclass(frozen=True, slots=True)
 class StateFile:
-    """What a late node needs beside record, weights and the registered nodes on chain. Named by state_root."""
+    """What a late node needs beside record, weights and the nodes on chain. Named by state_root."""
 
     network_id: Hash32
     number: int

@@ -34,7 +34,7 @@ class Checkers:
     def on_finalize(
         self, node: int, action: Finalize, chain_hashes: dict[int, bytes], state: NetworkState
     ) -> None:
-        """Agreement on record, state and weights bytes; agreement with the chain; reputations within bounds."""
+        """Agreement on record, state and weights, with the chain too; reputations within bounds."""
         for name, seen, value in (
             ("record", self.records, action.record),
             ("weights", self.weights, action.weights),
