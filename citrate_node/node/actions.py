@@ -158,6 +158,10 @@ class Finalize:
     state_file: bytes
     weights: bytes
     block_number: int
+    certificate: Certificate | None = None
+    """Votes of a quorum, where this node has seen them."""
+    committee: tuple[Validator, ...] = ()
+    """The validators whose stake the certificate is counted against."""
     inputs: tuple[Message, ...] = ()
     """Messages that the record names, for whoever records the run."""
     deltas: Mapping[bytes, bytes] = field(default_factory=dict)

@@ -36,6 +36,8 @@ class Committer:
     proposed: set[int] = field(default_factory=set)
     certified_at: dict[tuple[int, bytes], int] = field(default_factory=dict)
     """(round, record hash) to the block at which a quorum was first seen."""
+    certificates: dict[bytes, Certificate] = field(default_factory=dict)
+    """Record hash to the votes of a quorum: kept with the checkpoint, should the chain lose its last blocks."""
     sent_at: int | None = None
     valid_votes: set[bytes] = field(default_factory=set)
     """Ids of votes whose account signature was checked."""
@@ -44,7 +46,7 @@ class Committer:
     def reset(self) -> None:
         """A new checkpoint has opened."""
         self.outcomes, self.refused, self.proposed = {}, set(), set()
-        self.certified_at, self.sent_at = {}, None
+        self.certified_at, self.certificates, self.sent_at = {}, {}, None
         self.valid_votes, self.bad_votes = set(), set()
 
     def tick(self) -> list[Action]:
@@ -200,13 +202,14 @@ class Committer:
                 signatures[account] = message.body.account_signature
             if not has_quorum(core.state.committee, signatures.keys()):
                 continue
+            record = core.pool.records[record_hash]
+            certificate = Certificate(commitment_of(record, round_number), signatures)
+            self.certificates.setdefault(record_hash, certificate)
             if (round_number, record_hash) not in self.certified_at:
                 self.certified_at[(round_number, record_hash)] = core.head
                 actions.append(Notice("certified", {"round": round_number, "votes": len(votes)}))
             if self._is_my_turn(round_number, record_hash):
                 self.sent_at = core.head
-                record = core.pool.records[record_hash]
-                certificate = Certificate(commitment_of(record, round_number), signatures)
                 actions.append(Commit(certificate, core.state.committee))
                 break
         return actions

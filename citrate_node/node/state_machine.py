@@ -51,6 +51,7 @@ from .events import (
     TrainingFinished,
 )
 from .mentor import Mentor
+from .pool import delta_hash
 
 EARLY_MESSAGES_PER_NODE_MAX = 8
 """Messages of one author kept for checkpoints that have not opened here yet."""
@@ -98,13 +99,14 @@ class Node:
     def node_key(self) -> bytes:
         return self.core.node_key
 
-    def may_serve(self, digest: bytes) -> bool:
-        """False for own deltas whose signal phase has not closed: copying is prevented, not only detected."""
-        for message in self.core.pool.signals.values():
-            body = message.body
-            if isinstance(body, MentorshipSignal) and body.delta_hash == digest:
-                return self.core.phase is not Phase.SIGNAL
-        return True
+    def withheld(self) -> frozenset[bytes]:
+        """Digests of deltas that must not be served yet: copying is prevented, not only detected.
+
+        Every delta of the open checkpoint until its signal phase has closed.
+        """
+        if self.core.phase is not Phase.SIGNAL:
+            return frozenset()
+        return frozenset(delta_hash(message) for message in self.core.pool.signals.values())
 
     def handle(self, event: Event) -> list[Action]:
         """What follows from an event, in the order in which it must be done."""
@@ -245,6 +247,8 @@ class Node:
             state_file=outcome.state.file,
             weights=outcome.state.weights.encode(),
             block_number=committed.block_number,
+            certificate=self.committer.certificates.get(committed.record_hash),
+            committee=self.core.state.committee,
             inputs=tuple(pool.by_id[i] for i in (*named, *pairs)),
             deltas=inputs.deltas,
         )

@@ -108,9 +108,10 @@ class Cluster:
             Validator(identity.node_key, identity.account, stake)
             for identity, stake in zip(identities, stakes, strict=True)
         )
+        self.genesis_block_hash = sha256(f"simulated genesis {options.seed}".encode()).digest()
         self.network_id = network_id(
             self.chain.chain_id,
-            sha256(f"simulated genesis {options.seed}".encode()).digest(),
+            self.genesis_block_hash,
             self.chain.contract,
             options.preset.digest(),
         )
@@ -138,6 +139,17 @@ class Cluster:
     def _at(self, delay_ms: int, what: Callable[[], None]) -> None:
         self._sequence += 1
         heapq.heappush(self._queue, (self.now_ms + delay_ms, self._sequence, what))
+
+    def schedule(self, at_ms: int, what: Callable[[], None]) -> None:
+        """Do something at a moment of virtual time, now if it has passed."""
+        self._at(max(0, at_ms - self.now_ms), what)
+
+    def cut(self, side: frozenset[int]) -> None:
+        """Nothing passes between these nodes and the others, until `heal`."""
+        self.partition = lambda a, b: (a in side) != (b in side)
+
+    def heal(self) -> None:
+        self.partition = lambda a, b: False
 
     def step(self) -> None:
         """The next thing that happens."""
@@ -300,7 +312,7 @@ class Cluster:
             if (
                 held is None
                 or peer.index in self.options.withholders
-                or not peer.node.may_serve(action.content.digest)
+                or action.content.digest in peer.node.withheld()
             ):
                 continue
             event = ev.DeltaFetched(action.content.digest, held, f"node {peer.index}")

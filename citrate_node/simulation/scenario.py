@@ -1,0 +1,191 @@
+"""Scenarios: a TOML file that asks a question, and one run of it with a seed.
+
+Every run writes the same small set of files (options.json, history.jsonl, recording/, result.json), so that
+two runs can be compared and any can be replayed. Called by `citrate simulate` and tests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import load_preset, read_toml
+from ..errors import ConfigError
+from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
+from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions
+
+_KEYS: dict[str, Any] = {
+    "question": "",
+    "preset": "minimal",
+    "nodes": 4,
+    "checkpoints": 5,
+    "within_ms": 600_000,
+    "latency_ms": [5, 120],
+    "loss_ppm": 0,
+    "duplicate_ppm": 0,
+    "faults_end_ms": -1,
+    "spread": 0.5,
+    "sign_flippers": [],
+    "withholders": [],
+    "equivocators": [],
+    "liars": [],
+    "crashes": [],
+    "partitions": [],
+}
+"""Key to default; the type of the default is the type that is asked for."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One question and the world in which it is asked."""
+
+    name: str
+    question: str
+    checkpoints: int
+    within_ms: int
+    options: ClusterOptions
+    crashes: tuple[tuple[int, int, int], ...]
+    """(node, crash at ms, restart at ms)."""
+    partitions: tuple[tuple[int, int, frozenset[int]], ...]
+    """(from ms, until ms, nodes on the one side)."""
+
+
+def load_scenario(path: Path, seed: int) -> Scenario:
+    """Raises ConfigError naming the key that is unknown, of another type or out of range."""
+    raw = read_toml(path)
+    values = {}
+    for key in raw:
+        if key not in _KEYS:
+            raise ConfigError(f"{path}: unknown key {key!r}\n  known are {', '.join(_KEYS)}")
+    for key, default in _KEYS.items():
+        value = raw.get(key, default)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise ConfigError(f"{path}: {key} must be a {type(default).__name__}, is {value!r}")
+        values[key] = value
+    nodes = values["nodes"]
+    if not 2 <= nodes <= 10_000:
+        raise ConfigError(f"{path}: nodes is {nodes}, must lie between 2 and 10,000")
+    for key in ("sign_flippers", "withholders", "equivocators", "liars"):
+        if not all(type(i) is int and 0 <= i < nodes for i in values[key]):
+            raise ConfigError(f"{path}: {key} must be node numbers from 0 to {nodes - 1}")
+    options = ClusterOptions(
+        preset=load_preset(values["preset"]),
+        nodes=nodes,
+        seed=seed,
+        latency_ms=(values["latency_ms"][0], values["latency_ms"][1]),
+        loss_ppm=values["loss_ppm"],
+        duplicate_ppm=values["duplicate_ppm"],
+        faults_end_ms=None if values["faults_end_ms"] < 0 else values["faults_end_ms"],
+        spread=values["spread"],
+        **{key: frozenset(values[key]) for key in ("sign_flippers", "withholders", "equivocators", "liars")},
+    )
+    return Scenario(
+        path.stem,
+        values["question"],
+        values["checkpoints"],
+        values["within_ms"],
+        options,
+        tuple((c["node"], c["at_ms"], c["until_ms"]) for c in values["crashes"]),
+        tuple((p["at_ms"], p["until_ms"], frozenset(p["nodes"])) for p in values["partitions"]),
+    )
+
+
+def run_scenario(
+    scenario: Scenario, out: Path | None, on_checkpoint: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run it to its last checkpoint; the result that also stands in result.json.
+
+    Raises SafetyViolation or ProgressViolation (simulation/checkers.py) where the network failed.
+    """
+    cluster = Cluster(scenario.options)
+    for node, at_ms, until_ms in scenario.crashes:
+        cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
+        cluster.schedule(until_ms, lambda node=node: cluster.start(node))  # type: ignore[misc]
+    for at_ms, until_ms, side in scenario.partitions:
+        cluster.schedule(at_ms, lambda side=side: cluster.cut(side))  # type: ignore[misc]
+        cluster.schedule(until_ms, cluster.heal)
+    recording = Recording(out / "recording") if out is not None else None
+    if out is not None and recording is not None:
+        write_atomically(out / "options.json", json.dumps(_options(scenario), indent=1).encode() + b"\n")
+        recording.write_network(_network(cluster), cluster.genesis.weights.encode())
+    lines = []
+    for number in range(1, scenario.checkpoints + 1):
+        cluster.run_until(number, within_ms=scenario.within_ms)
+        row = _row(cluster, number)
+        lines.append(json.dumps(row))
+        on_checkpoint(row)
+        finalize = cluster.outcomes.get(number)
+        if recording is not None and finalize is not None:
+            recording.write_checkpoint(number, finalize.record, finalize.inputs, finalize.deltas)
+            assert finalize.outcome is not None
+            record = finalize.outcome.record
+            recording.add_chain_row(
+                ChainRow(number, record.hash.hex(), record.weights_hash.hex(), finalize.block_number, "", 0)
+            )
+    result = {
+        "type": "result",
+        "scenario": scenario.name,
+        "seed": scenario.options.seed,
+        "checkpoints": scenario.checkpoints,
+        "virtual_ms": cluster.now_ms,
+        "history_hash": cluster.history_hash(),
+        "loss": json.loads(lines[-1])["loss"] if lines else None,
+        "reputations": cluster.reputations(),
+    }
+    if out is not None:
+        write_atomically(out / "history.jsonl", ("\n".join(lines) + "\n").encode())
+        write_atomically(out / "result.json", json.dumps(result, indent=1).encode() + b"\n")
+    return result
+
+
+def _row(cluster: Cluster, number: int) -> dict[str, Any]:
+    _, record_hash, loss = cluster.history[number - 1].split()
+    finalize = cluster.outcomes.get(number)
+    row: dict[str, Any] = {
+        "type": "checkpoint",
+        "number": number,
+        "virtual_ms": cluster.now_ms,
+        "record_hash": record_hash,
+        "loss": float(loss),
+    }
+    if finalize is not None and finalize.outcome is not None:
+        record = finalize.outcome.record
+        row |= {
+            "signals": len(record.signals),
+            "withheld": len(record.withheld),
+            "equivocations": len(record.equivocations),
+            "evaluations": len(record.evaluations),
+            "accuracy_ppm": record.accuracy_ppm,
+        }
+    return row
+
+
+def _options(scenario: Scenario) -> dict[str, Any]:
+    raw = dataclasses.asdict(scenario.options)
+    raw = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in raw.items()}
+    return {
+        "scenario": scenario.name,
+        "checkpoints": scenario.checkpoints,
+        **raw,
+        "crashes": scenario.crashes,
+        "partitions": [(a, b, sorted(side)) for a, b, side in scenario.partitions],
+    }
+
+
+def _network(cluster: Cluster) -> RecordedNetwork:
+    return RecordedNetwork(
+        cluster.chain.chain_id,
+        cluster.genesis_block_hash,
+        cluster.chain.contract,
+        cluster.options.preset,
+        cluster.genesis.nodes,
+        cluster.genesis.adapter_id,
+        GENESIS_RECORD_HASH,
+        cluster.genesis.weights_content.digest,
+    )
