@@ -1,0 +1,56 @@
+# Two commands do everything: `make devnet` and `make test`. Each sets up what it needs first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NODE_MODULES := node_modules/.package-lock.json
+
+.PHONY: devnet test test-slow check lint types contracts lock clean setup
+
+devnet: setup
+	$(BIN)/citrate devnet up
+
+test: setup
+	$(BIN)/pytest
+
+# Soak, large simulations, conformance with other implementations, kill loops.
+test-slow: setup
+	$(BIN)/pytest -m slow
+
+# What CI checks beside the tests: format, lint, types, lock, and that the contract's artifact is its source's.
+check: setup lint types
+	$(BIN)/python tools/check_lock.py
+	npm run --silent check
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: setup
+	$(BIN)/mypy
+
+contracts: $(NODE_MODULES)
+	npm run --silent build
+
+setup: $(VENV)/.installed $(NODE_MODULES)
+
+$(VENV)/.installed: pyproject.toml constraints.txt tools/setup_check.sh
+	sh tools/setup_check.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check pip==25.3
+	# torch first and pinned: unpinned, or drawn in by another package, it brings gigabytes of CUDA
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[training,test]'
+	touch $@
+
+# anvil and solc are binaries inside npm packages; without npm the node's Python parts still work.
+$(NODE_MODULES): package.json package-lock.json
+	@if command -v npm >/dev/null 2>&1; then npm ci --silent --no-audit --no-fund && touch $@; \
+	else echo "npm is not installed: no embedded anvil chain and no Solidity compiler"; \
+	     mkdir -p node_modules && touch $@; fi
+
+# Freeze what is installed now into constraints.txt.
+lock: setup
+	$(BIN)/python tools/check_lock.py --write
+
+clean:
+	rm -rf $(VENV) node_modules build *.egg-info
