@@ -20,7 +20,7 @@ const sourceNames = ["IAdapterFactory.sol", "Certificates.sol", "AdapterFactoryS
 const settings = {
   evmVersion: "cancun", // what the chains we know run; newer ones accept it
   viaIR: true,
-  optimizer: { enabled: true, runs: 1000 },
+  optimizer: { enabled: true, runs: 10000 },
   // no metadata hash: the code must not change when only a comment does
   metadata: { bytecodeHash: "none", appendCBOR: false },
 };

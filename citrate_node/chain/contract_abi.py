@@ -76,6 +76,10 @@ class ContractAbi:
         except Exception:  # any fault of a stranger's calldata: eth_abi has no common base of its errors
             return None
 
+    def outputs(self, function: str) -> int:
+        """How many values a function returns."""
+        return len(self._functions[function]["outputs"])
+
     def result(self, function: str, data: bytes) -> Any:
         """One value where the function returns one, else a dict by name. Raises on malformed data."""
         outputs = self._functions[function]["outputs"]

@@ -11,9 +11,9 @@ from typing import Any
 
 from eth_hash.auto import keccak
 
-from citrate_node.chain.contract_abi import DEFAULT_CONTRACT, artifact, runtime_code
-from citrate_node.errors import ConfigError
-from citrate_node.protocol.certificate import Validator, ordered, validator_set_hash
+from ..errors import ConfigError
+from ..protocol.certificate import Validator, ordered, validator_set_hash
+from .contract_abi import DEFAULT_CONTRACT, artifact, runtime_code
 
 DEFAULT_CHAIN_ID = 40299
 """Our own. Citrate's public test network is 40204: what is signed for it could be replayed there."""

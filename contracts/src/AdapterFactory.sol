@@ -131,7 +131,7 @@ contract AdapterFactory is AdapterFactoryViews {
         returns (uint32 number)
     {
         AdapterRow storage row = _owned(adapterId);
-        uint64 until = _mentorshipUntil[adapterId];
+        uint64 until = _mentorshipUntil(adapterId, row);
         if (until > _lastCheckpoint) revert OpenToMentorship(adapterId, until);
         number = row.versionCount + 1;
         if (number == 1) revert NotYetCertified(adapterId);
@@ -139,16 +139,16 @@ contract AdapterFactory is AdapterFactoryViews {
     }
 
     function openToMentorship(bytes32 adapterId) external override {
-        _owned(adapterId);
-        _mentorshipUntil[adapterId] = type(uint64).max;
+        _owned(adapterId).mentorship = Mentorship.Open;
         emit MentorshipChanged(adapterId, type(uint64).max);
     }
 
     function closeMentorship(bytes32 adapterId) external override {
-        _owned(adapterId);
-        if (_mentorshipUntil[adapterId] != type(uint64).max) return;
+        AdapterRow storage row = _owned(adapterId);
+        if (row.mentorship != Mentorship.Open) return;
         uint64 until = _lastCheckpoint + 1;
-        _mentorshipUntil[adapterId] = until;
+        row.mentorship = Mentorship.Ending;
+        _mentorshipEnds[adapterId] = until;
         emit MentorshipChanged(adapterId, until);
     }
 
@@ -182,12 +182,11 @@ contract AdapterFactory is AdapterFactoryViews {
         bytes32 parent = _checkpoints[last].recordHash;
         if (commitment.parentRecordHash != parent) revert ParentMismatch(commitment.parentRecordHash, parent);
         if (commitment.recordHash == 0) revert ZeroRecordHash();
-        if (commitment.updates.length > UPDATES_MAX) {
-            revert TooManyUpdates(commitment.updates.length, UPDATES_MAX);
-        }
+        CertifiedUpdate[] calldata updates = commitment.updates;
+        if (updates.length > UPDATES_MAX) revert TooManyUpdates(updates.length, UPDATES_MAX);
         bytes32 setHash = _setHash;
         (uint256 signedStake, uint256 totalStake) =
-            Certificates.requireQuorum(quorum, setHash, Certificates.digest(commitment, setHash));
+            Certificates.requireQuorum(quorum, setHash, Certificates.digest(commitment, updates, setHash));
 
         _lastCheckpoint = number;
         _checkpoints[number] = CheckpointRow(
@@ -195,12 +194,12 @@ contract AdapterFactory is AdapterFactoryViews {
             uint64(block.number),
             uint64(block.timestamp),
             commitment.round,
-            uint16(commitment.updates.length)
+            uint16(updates.length)
         );
         emit CheckpointCommitted(
-            number, commitment.recordHash, parent, commitment.round, signedStake, totalStake, msg.sender
+            number, commitment.recordHash, commitment.round, signedStake, totalStake
         );
-        _applyUpdates(number, commitment.updates);
+        _applyUpdates(number, updates);
         _changeValidators(number, setHash, commitment.nextValidatorSetHash, nextValidators);
     }
 
@@ -237,14 +236,14 @@ contract AdapterFactory is AdapterFactoryViews {
             AdapterRow storage row = _existing(id);
             uint32 count = row.versionCount;
             if (count != 0) {
-                uint64 until = _mentorshipUntil[id];
+                uint64 until = _mentorshipUntil(id, row);
                 if (until < number) revert ClosedToMentorship(id, until, number);
             }
             _requireCodec(update.codec);
             if (update.sizeBytes == 0) revert ZeroSize();
             if (update.accuracyPpm == ACCURACY_UNKNOWN) revert AccuracyMissing(id);
             VersionRow memory next = VersionRow(
-                update.weightsHash, number, update.sizeBytes, update.accuracyPpm, update.codec, address(0)
+                update.weightsHash, number, update.sizeBytes, update.accuracyPpm, update.codec
             );
             _addVersion(id, row, count + 1, next, row.creator);
         }
@@ -330,13 +329,8 @@ contract AdapterFactory is AdapterFactoryViews {
         private
     {
         row.versionCount = number;
-        VersionRow storage stored = _versions[id][number];
-        stored.weightsHash = next.weightsHash;
-        stored.checkpoint = next.checkpoint;
-        stored.sizeBytes = next.sizeBytes;
-        stored.accuracyPpm = next.accuracyPpm;
-        stored.codec = next.codec;
-        if (creator != row.creator) stored.publisher = creator;
+        _versions[id][number] = next;
+        if (creator != row.creator) _publishers[id][number] = creator;
         emit VersionAdded(
             id, next.checkpoint, number, next.weightsHash, next.codec, next.sizeBytes, next.accuracyPpm, creator
         );

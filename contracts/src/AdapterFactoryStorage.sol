@@ -8,6 +8,13 @@ import {IAdapterFactory} from "./IAdapterFactory.sol";
 ///      (citrate_node/chain/genesis.py) instead of by a constructor. So the order of the variables below is
 ///      frozen: tests/contracts compares it with what networks were started with.
 abstract contract AdapterFactoryStorage is IAdapterFactory {
+    /// @dev In the adapter's row, which a commit reads anyway. Only an ending one needs `_mentorshipEnds`.
+    enum Mentorship {
+        Never,
+        Open,
+        Ending
+    }
+
     struct BaseModelRow {
         address registrar;
         uint64 sizeBytes;
@@ -24,6 +31,7 @@ abstract contract AdapterFactoryStorage is IAdapterFactory {
         uint8 rank;
         uint8 depth;
         uint8 weightA; // 0 unless it is a composition
+        Mentorship mentorship;
         string name;
     }
 
@@ -40,7 +48,6 @@ abstract contract AdapterFactoryStorage is IAdapterFactory {
         uint64 sizeBytes;
         int64 accuracyPpm;
         uint8 codec;
-        address publisher; // written only where it is not the adapter's creator: saves a word otherwise
     }
 
     struct CheckpointRow {
@@ -62,9 +69,10 @@ abstract contract AdapterFactoryStorage is IAdapterFactory {
     mapping(bytes32 adapterId => AdapterRow) internal _adapters;
     mapping(bytes32 adapterId => ParentsRow) internal _parents;
     mapping(bytes32 adapterId => mapping(uint256 number => VersionRow)) internal _versions;
+    mapping(bytes32 adapterId => mapping(uint256 number => address)) internal _publishers; // unless the creator
     mapping(bytes32 adapterId => address) internal _newOwners; // zero while the creator is the owner
     mapping(bytes32 adapterId => address) internal _pendingOwners;
-    mapping(bytes32 adapterId => uint64) internal _mentorshipUntil;
+    mapping(bytes32 adapterId => uint64) internal _mentorshipEnds;
     mapping(address account => uint64) internal _equivocations;
 
     function _existing(bytes32 id) internal view returns (AdapterRow storage row) {
@@ -75,5 +83,12 @@ abstract contract AdapterFactoryStorage is IAdapterFactory {
     function _ownerOf(bytes32 id, AdapterRow storage row) internal view returns (address owner) {
         owner = _newOwners[id];
         if (owner == address(0)) owner = row.creator;
+    }
+
+    /// @dev Last checkpoint that may add versions to the adapter, as the interface tells it.
+    function _mentorshipUntil(bytes32 id, AdapterRow storage row) internal view returns (uint64) {
+        Mentorship state = row.mentorship;
+        if (state == Mentorship.Open) return type(uint64).max;
+        return state == Mentorship.Ending ? _mentorshipEnds[id] : 0;
     }
 }

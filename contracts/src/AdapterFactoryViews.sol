@@ -44,7 +44,7 @@ abstract contract AdapterFactoryViews is AdapterFactoryStorage {
             row.rank,
             row.depth,
             row.versionCount,
-            _mentorshipUntil[id]
+            _mentorshipUntil(id, row)
         );
     }
 
@@ -70,12 +70,13 @@ abstract contract AdapterFactoryViews is AdapterFactoryStorage {
         AdapterRow storage row = _existing(id);
         if (number == 0 || number > row.versionCount) revert UnknownVersion(id, number, row.versionCount);
         VersionRow storage stored = _versions[id][number];
+        address publisher = _publishers[id][number];
         return Version(
             uint32(number),
             number == 1 ? _parents[id].a : id,
             stored.weightsHash,
             stored.accuracyPpm,
-            stored.publisher == address(0) ? row.creator : stored.publisher,
+            publisher == address(0) ? row.creator : publisher,
             stored.checkpoint,
             stored.codec,
             stored.sizeBytes
@@ -129,7 +130,7 @@ abstract contract AdapterFactoryViews is AdapterFactoryStorage {
     }
 
     function commitmentDigest(Commitment calldata commitment) external view override returns (bytes32) {
-        return Certificates.digest(commitment, _setHash);
+        return Certificates.digest(commitment, commitment.updates, _setHash);
     }
 
     function eip712Domain()

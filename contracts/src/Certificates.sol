@@ -19,18 +19,24 @@ library Certificates {
     );
     string internal constant NAME = "Citrate AdapterFactory";
     string internal constant VERSION = "1";
+    bytes32 internal constant NAME_HASH = keccak256("Citrate AdapterFactory");
+    bytes32 internal constant VERSION_HASH = keccak256("1");
 
     /// @dev OpenZeppelin's EIP712 keeps name and version in immutables, which a predeploy does not have: its
     ///      domain would be empty, silently. So the domain is built from constants at every call.
     function domainSeparator() internal view returns (bytes32) {
         return keccak256(
             abi.encode(
-                DOMAIN_TYPEHASH, keccak256(bytes(NAME)), keccak256(bytes(VERSION)), block.chainid, address(this)
+                DOMAIN_TYPEHASH, NAME_HASH, VERSION_HASH, block.chainid, address(this)
             )
         );
     }
 
-    function digest(IAdapterFactory.Commitment calldata commitment, bytes32 setHash) internal view returns (bytes32) {
+    function digest(
+        IAdapterFactory.Commitment calldata commitment,
+        IAdapterFactory.CertifiedUpdate[] calldata updates,
+        bytes32 setHash
+    ) internal view returns (bytes32) {
         return _digest(
             commitment.number,
             commitment.round,
@@ -38,7 +44,7 @@ library Certificates {
             commitment.recordHash,
             setHash,
             commitment.nextValidatorSetHash,
-            updatesHash(commitment.updates)
+            updatesHash(updates)
         );
     }
 
@@ -80,6 +86,7 @@ library Certificates {
         returns (uint256 signedStake, uint256 totalStake)
     {
         bytes32[] calldata seats = quorum.seats;
+        IAdapterFactory.CompactSignature[] calldata signatures = quorum.signatures;
         bytes32 given = keccak256(abi.encode(keccak256(abi.encodePacked(seats)), quorum.nodeKeysHash));
         if (given != setHash) revert IAdapterFactory.ValidatorSetMismatch(given, setHash);
 
@@ -92,14 +99,14 @@ library Certificates {
             unchecked {
                 totalStake += uint96(seat);
                 if ((signers >> i) & 1 == 0) continue;
-                if (used == quorum.signatures.length) break;
-                requireSigner(signedDigest, quorum.signatures[used], address(uint160(seat >> 96)));
+                if (used == signatures.length) break;
+                requireSigner(signedDigest, signatures[used], address(uint160(seat >> 96)));
                 signedStake += uint96(seat);
                 ++used;
             }
         }
-        if (i != seats.length || used != quorum.signatures.length || signers >> i != 0) {
-            revert IAdapterFactory.SignerCount(_popcount(signers), quorum.signatures.length, seats.length);
+        if (i != seats.length || used != signatures.length || signers >> i != 0) {
+            revert IAdapterFactory.SignerCount(_popcount(signers), signatures.length, seats.length);
         }
         if (3 * signedStake <= 2 * totalStake) revert IAdapterFactory.NoQuorum(signedStake, totalStake);
     }

@@ -238,11 +238,9 @@ interface IAdapterFactory is IERC165 {
     event CheckpointCommitted(
         uint64 indexed number,
         bytes32 indexed recordHash,
-        bytes32 parentRecordHash,
         uint32 round,
         uint256 signedStake,
-        uint256 totalStake,
-        address submitter
+        uint256 totalStake
     );
 
     /// @notice From the checkpoint after `number` on, another set of validators votes.
