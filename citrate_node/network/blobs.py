@@ -186,7 +186,7 @@ class Blobs:
             if failures == ATTEMPTS_WITHOUT_PROGRESS:
                 raise failure
             log.info("fetching %s goes on after: %s", content.digest.hex(), failure)
-            await trio.sleep(0.2 * 2**failures)
+            await trio.sleep(self._config.blob_retry_ms / 1000 * 2**failures)
 
     async def _receive(
         self, peer: Any, content: ContentId, arriving: "_Arriving", idle_seconds: float

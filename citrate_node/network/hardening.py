@@ -11,6 +11,7 @@ import logging
 import socket
 from collections import Counter
 from typing import Any, Final
+from weakref import WeakSet
 
 import libp2p.io.msgio
 import libp2p.io.trio
@@ -41,12 +42,16 @@ from citrate_node.network.streams import Stream
 log = logging.getLogger(__name__)
 
 STALLED_WRITE_SECONDS: Final = 20.0
-READ_SIZE_BYTES_MAX: Final = yamux.MAX_WINDOW_SIZE
+WINDOW_SIZE_BYTES_MAX: Final = 2 << 20
+"""What a peer may send ahead on one stream: 20 MB/s over 100 ms. yamux's own 16 MiB is reached by a few tiny
+reads in a row, whether or not anybody will read that much."""
+READ_SIZE_BYTES_MAX: Final = WINDOW_SIZE_BYTES_MAX
 """The largest thing any layer may announce. Unbounded, a stream's negotiation reads what a peer says."""
-BUFFERED_BYTES_MAX: Final = 64 << 20
-"""Unread bytes of one connection: four streams at yamux's largest window."""
+UNREAD_BYTES_MAX: Final = 16 << 20
+"""Of one connection: eight streams at the largest window."""
+UNREAD_BYTES_IN_ALL_MAX: Final = 256 << 20
 STREAMS_PER_PEER_MAX: Final = 64
-CONNECTIONS_PER_PEER_MAX: Final = 8
+CONNECTIONS_PER_PEER_MAX: Final = 4
 NEGOTIATION_SECONDS: Final = 8.0
 KEEPALIVE: Final = {"TCP_KEEPIDLE": 20, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 40_000}
 
@@ -114,16 +119,29 @@ def bound_unread_bytes() -> None:
     Also stops it from answering every single read with a window update: half a window is soon enough.
     """
     read_data_body = yamux.Yamux._read_data_body
+    connections: WeakSet[Any] = WeakSet()
+
+    def unread(connection: Any) -> int:
+        return sum(map(len, connection.stream_buffers.values()))
 
     async def read_bounded_data_body(self: Any, length: int) -> bytes:
-        if sum(map(len, self.stream_buffers.values())) + length > BUFFERED_BYTES_MAX:
-            raise trio.TooSlowError(
-                "the peer sends what nobody reads"
-            )  # closes the connection, as a stall does
+        connections.add(self)
+        ahead = unread(self) + length
+        in_all = sum(map(unread, connections)) if ahead > WINDOW_SIZE_BYTES_MAX // 2 else 0
+        if ahead > UNREAD_BYTES_MAX or in_all > UNREAD_BYTES_IN_ALL_MAX:
+            raise trio.TooSlowError("the peer sends what nobody reads")  # this error closes the connection
         body: bytes = await read_data_body(self, length)
         return body
 
+    reset = yamux.YamuxStream.reset
+
+    async def reset_and_forget(self: Any) -> None:
+        self.conn.stream_buffers.get(self.stream_id, bytearray()).clear()  # else kept for a minute and a half
+        await reset(self)
+
     yamux.Yamux._read_data_body = read_bounded_data_body
+    yamux.YamuxStream.reset = reset_and_forget
+    yamux.MAX_WINDOW_SIZE = WINDOW_SIZE_BYTES_MAX
     yamux._yamux_release_on_read = lambda: False
 
 
@@ -156,9 +174,8 @@ def give_logs_back() -> None:
     logging.getLogger("libp2p").propagate = True
     if logging.getLogger("libp2p").level == logging.NOTSET:
         logging.getLogger("libp2p").setLevel(logging.WARNING)
-    logging.getLogger("libp2p.transport.tcp").setLevel(
-        logging.CRITICAL
-    )  # an error for each peer that is away
+    for name in ("transport.tcp", "protocol_muxer", "network.swarm", "stream_muxer"):
+        logging.getLogger(f"libp2p.{name}").setLevel(logging.CRITICAL)  # errors for each peer that is away
     libp2p.network.connection.swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 
 

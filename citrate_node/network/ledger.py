@@ -139,7 +139,7 @@ class Ledger:
         account.score = self.score(peer_id) + points
         account.scored_at = self._clock()
         self.count("penalties")
-        log.info("peer %s: %s (%.0f points, now %.0f)", peer_id, reason, points, account.score)
+        log.debug("peer %s: %s (%.0f points, now %.0f)", peer_id, reason, points, account.score)
         if account.score >= self._config.score_max and not self.is_blocked(peer_id):
             account.score = 0.0
             log.warning("peer %s is blocked for %d s: %s", peer_id, self._config.block_ms // 1000, reason)

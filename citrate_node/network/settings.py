@@ -123,6 +123,8 @@ class NetworkConfig:
     blobs_at_once: int = 16
     blob_bytes_per_second_min: int = 16_384
     """A transfer slower than this on the whole is cut off: it holds a slot that others could use."""
+    blob_retry_ms: int = 200
+    """Pause before a fetch asks the same peer again; doubles with each time that brought nothing."""
     blob_idle_timeout_ms: int = 20_000
     """Of the serving side. The fetching side says its own with each fetch."""
 
@@ -170,6 +172,7 @@ _POSITIVE: Final = (
     "blobs_at_once",
     "blob_bytes_per_second_min",
     "blob_idle_timeout_ms",
+    "blob_retry_ms",
     "score_max",
     "block_ms",
 )
