@@ -70,7 +70,7 @@ class NodeConfig:
     """Port of the trustless gateway on loopback; 0 for none."""
     base_model: str
     data: str
-    """Data source of the node's own examples (training/data.py); empty for a node that only votes and serves."""
+    """Source of the node's own examples (training/data.py); empty for a node that only votes and serves."""
     steps: int
     batch_sequences: int
     sequence_bytes: int

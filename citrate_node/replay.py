@@ -107,7 +107,7 @@ def replay_checkpoint(recording: Recording, state: NetworkState, number: int) ->
         wanted, got = getattr(record, field.name), getattr(outcome.record, field.name)
         if wanted != got:
             raise ReplayDifference(
-                f"checkpoint {number}: {field.name} was {_short(wanted)}, is {_short(got)} when computed again"
+                f"checkpoint {number}: {field.name} was {_short(wanted)}, computed again {_short(got)}"
             )
     return outcome
 
@@ -141,8 +141,8 @@ def _inputs(
         data = recording.delta(body.delta_hash)
         if not is_valid_delta(state, body, data):
             raise ReplayDifference(
-                f"checkpoint {number}: the delta of mentor {body.author[:8].hex()} was {body.delta_hash.hex()}, "
-                f"its file gives {content_id(data).digest.hex()}"
+                f"checkpoint {number}: the delta of mentor {body.author[:8].hex()} "
+                f"was {body.delta_hash.hex()}, its file gives {content_id(data).digest.hex()}"
             )
         deltas[body.delta_hash] = data
     return CheckpointInputs(

@@ -12,9 +12,8 @@ import os
 import sys
 from typing import Any
 
-import click
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 _GROUPS: dict[str, tuple[str, str]] = {
     "devnet": ("citrate_node.cli.devnet", "Run a whole network on this machine: chain, nodes, training."),
@@ -38,15 +37,15 @@ def _available() -> dict[str, tuple[str, str]]:
 class LazyGroup(TyperGroup):
     """Knows the names and one-line helps of its commands; imports a command when it is called."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return [*super().list_commands(ctx), *_available()]
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> Any:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in _available():
             return super().get_command(ctx, cmd_name)
         module, text = _GROUPS[cmd_name]
         if _is_top_help():
-            return click.Command(cmd_name, help=text)
+            return TyperCommand(cmd_name, help=text)
         command = typer.main.get_command(importlib.import_module(module).app)
         command.name = cmd_name
         return command
@@ -62,6 +61,7 @@ app = typer.Typer(
     cls=LazyGroup,
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

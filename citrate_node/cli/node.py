@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(no_args_is_help=True, help="Run one node from its node.toml.")
+app = typer.Typer(rich_markup_mode="markdown", no_args_is_help=True, help="Run one node from its node.toml.")
 
 
 @app.callback()

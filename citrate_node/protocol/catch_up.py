@@ -1,8 +1,8 @@
 """What one node asks another for, directly: messages by set difference, and the record of a checkpoint.
 
-Gossip promises no delivery. A node sends the ids that it holds, and gets the messages that it does not. All in
-canonical CBOR, a map with the key `ask` in requests; sizes are bounded before anything is parsed. Carried by
-the request protocol of network/.
+Gossip promises no delivery. A node sends the ids that it holds, and gets the messages that it does not. All
+in canonical CBOR, a map with the key `ask` in requests; sizes are bounded before anything is parsed. Carried
+by the request protocol of network/.
 """
 
 from __future__ import annotations

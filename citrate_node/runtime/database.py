@@ -67,7 +67,7 @@ def decode_certificate(record: bytes, data: bytes) -> tuple[Certificate, tuple[V
     round_number, signatures, seats = decode(data, size_bytes_max=1 << 20)
     commitment = commitment_of(decode_record(record), round_number)
     validators = tuple(Validator(key, account, stake) for key, account, stake in seats)
-    return Certificate(commitment, {account: signature for account, signature in signatures}), validators
+    return Certificate(commitment, dict(signatures)), validators
 
 
 class NodeDatabase:
@@ -103,7 +103,7 @@ class NodeDatabase:
                 self._db.execute("INSERT INTO identity VALUES (?, ?)", (name, value))
             elif row[0] != value:
                 raise ServiceError(
-                    f"this data folder belongs to another {name} ({row[0][:8].hex()}, not {value[:8].hex()})\n"
+                    f"this folder belongs to another {name} ({row[0][:8].hex()}, not {value[:8].hex()})\n"
                     "  give this node a folder of its own"
                 )
 

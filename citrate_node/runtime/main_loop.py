@@ -162,7 +162,7 @@ class MainLoop:
             await self._events.put(ev.MessageReceived(message, received.peer_id))
 
     async def _watch_chain(self) -> None:
-        """Blocks and commits, by polling: every EVM has that, and a restart of the chain is just a slow poll."""
+        """Blocks and commits, by polling: every EVM has that, and its restart is just a slow poll."""
         seen_block, failing = -1, 0
         while True:
             try:

@@ -1,7 +1,8 @@
 """Builds one running node from its config: opens services, finds its place in the network, starts the loop.
 
-Order: what can be wrong without a network first (config, keys, folder), then the chain, then the network, then
-the state (own database, else the adapter's first version, else the newest checkpoint from peers), then training.
+Order: what can be wrong without a network first (config, keys, folder), then the chain, then the network,
+then training, then the state: from the own database, else the adapter's first version, else the newest
+checkpoint from peers.
 """
 
 from __future__ import annotations
@@ -228,8 +229,9 @@ async def _find_state(
                 return await _adopt(preset, place, store, database, fetched, last.block_number)
         if asyncio.get_running_loop().time() > deadline:
             raise ServiceError(
-                f"no peer has the adapter's weights {place.first_weights.cid} (waited {WAIT_FOR_PEERS_SECONDS:.0f} s)\n"
-                f"  check network.peers, or put the file into {config.folder / 'content'} with `citrate content add`"
+                f"no peer has the adapter's weights {place.first_weights.cid} "
+                f"(waited {WAIT_FOR_PEERS_SECONDS:.0f} s)\n"
+                f"  check network.peers, or `citrate content add` the file to {config.folder / 'content'}"
             )
         await asyncio.sleep(0.5)
 

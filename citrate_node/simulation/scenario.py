@@ -83,7 +83,10 @@ def load_scenario(path: Path, seed: int) -> Scenario:
         duplicate_ppm=values["duplicate_ppm"],
         faults_end_ms=None if values["faults_end_ms"] < 0 else values["faults_end_ms"],
         spread=values["spread"],
-        **{key: frozenset(values[key]) for key in ("sign_flippers", "withholders", "equivocators", "liars")},
+        sign_flippers=frozenset(values["sign_flippers"]),
+        withholders=frozenset(values["withholders"]),
+        equivocators=frozenset(values["equivocators"]),
+        liars=frozenset(values["liars"]),
     )
     return Scenario(
         path.stem,

@@ -1,0 +1,114 @@
+"""`citrate devnet`: a whole network on this machine, in one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    help="Run a whole network on this machine: chain, nodes, training.",
+)
+
+DIR = typer.Option(Path("devnet"), "--dir", help="Folder of the devnet; started again on it, it continues.")
+JSON = typer.Option(False, "--json", help="One JSON object per line on stdout, nothing else.")
+
+
+@app.command()
+def up(
+    nodes: int = typer.Option(4, "--nodes", min=2, max=64, help="Node processes (fixed at the first start)."),
+    checkpoints: int = typer.Option(
+        3, "--checkpoints", min=0, help="End after so many more checkpoints; 0: go on until Ctrl-C."
+    ),
+    preset: str = typer.Option("devnet", "--preset", help="Network-wide numbers: a name or a .toml file."),
+    folder: Path = DIR,
+    seed: int = typer.Option(1, "--seed", help="Of the nodes' local data."),
+    base_model: str = typer.Option("embedded", "--base-model", help="Folder or hub name; `embedded` is built in."),
+    rpc_url: str = typer.Option("", "--rpc-url", help="Another EVM with this devnet's genesis instead of anvil."),
+    json_lines: bool = JSON,
+) -> None:
+    """Start an embedded chain and NODES nodes that train, gossip, evaluate, finalize and commit.
+
+    Ends after CHECKPOINTS checkpoints with what mentorship was worth against training alone. Ctrl-C stops it
+    cleanly; the same command on the same folder goes on. An interrupted run first completes its own target.
+    """
+    from citrate_node.runtime.process import run_until_signal
+
+    run_until_signal(
+        lambda stop: _up(
+            stop,
+            json_lines,
+            folder,
+            dict(nodes=nodes, checkpoints=checkpoints, preset=preset, seed=seed, base_model=base_model, rpc_url=rpc_url),
+        )
+    )
+
+
+async def _up(stop: Any, json_lines: bool, folder: Path, wishes: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    from citrate_node.cli.devnet_display import Display
+    from citrate_node.cli.output import print_json
+    from citrate_node.runtime.devnet import Devnet, prepare
+
+    devnet_folder, choices = prepare(folder, **wishes)
+    if json_lines:
+        summary = await Devnet(devnet_folder, choices, print_json).run(stop)
+        if summary is not None:
+            print_json(summary)
+        return
+    display = Display(Console())
+    devnet = Devnet(devnet_folder, choices, display.show)
+    with display.running():
+        summary = await devnet.run(stop)
+    if summary is None:
+        typer.echo(f"stopped; `citrate devnet up --dir {folder}` goes on")
+    else:
+        display.summary(summary)
+
+
+@app.command()
+def status(folder: Path = DIR, json_lines: bool = JSON) -> None:
+    """Say whether a devnet runs, where its chain is, and how far it has come."""
+    import asyncio
+
+    from citrate_node.cli.output import print_json
+    from citrate_node.runtime.devnet import devnet_status
+
+    facts = asyncio.run(devnet_status(folder))
+    if json_lines:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if key != "type":
+            typer.echo(f"{key:<18} {value}")
+
+
+@app.command()
+def stop(folder: Path = DIR) -> None:
+    """Stop a devnet that runs in another terminal, as Ctrl-C there would."""
+    from citrate_node.runtime.devnet import stop_devnet
+
+    process = stop_devnet(folder)
+    typer.echo(f"devnet in {folder} (process {process}) has ended")
+
+
+@app.command()
+def genesis(
+    nodes: int = typer.Option(4, "--nodes", min=2, max=64, help="Nodes to register in the contract."),
+    folder: Path = DIR,
+    preset: str = typer.Option("devnet", "--preset", help="Network-wide numbers: a name or a .toml file."),
+) -> None:
+    """Write the folder's keys and genesis.json without starting anything.
+
+    geth, reth and Besu read the file; `citrate devnet up --rpc-url URL` then uses that chain.
+    """
+    from citrate_node.runtime.devnet import prepare, write_genesis
+
+    devnet_folder, choices = prepare(
+        folder, nodes=nodes, checkpoints=3, preset=preset, seed=1, base_model="embedded", rpc_url=""
+    )
+    typer.echo(str(write_genesis(devnet_folder, choices)))
