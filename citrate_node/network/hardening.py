@@ -174,7 +174,7 @@ def give_logs_back() -> None:
     logging.getLogger("libp2p").propagate = True
     if logging.getLogger("libp2p").level == logging.NOTSET:
         logging.getLogger("libp2p").setLevel(logging.WARNING)
-    for name in ("transport.tcp", "protocol_muxer", "network.swarm", "stream_muxer"):
+    for name in ("host", "transport.tcp", "protocol_muxer", "network.swarm", "stream_muxer"):
         logging.getLogger(f"libp2p.{name}").setLevel(logging.CRITICAL)  # errors for each peer that is away
     libp2p.network.connection.swarm_connection.logging = logging.getLogger("libp2p.network.connection")
 

@@ -91,3 +91,33 @@ def meshed(until: Any) -> Callable[..., Awaitable[None]]:
         await until(is_meshed)
 
     return wait
+
+
+@pytest.fixture
+def on_trio() -> Callable[..., Awaitable[Any]]:
+    """`await on_trio(node, function)`: run an async function on a node's trio side, as its attacker may."""
+
+    async def run(node: Libp2pNetwork, function: Callable[[], Awaitable[Any]]) -> Any:
+        return await node._thread.call(function)
+
+    return run
+
+
+@pytest.fixture
+def raw_stream(on_trio: Any) -> Callable[..., Awaitable[Any]]:
+    """`await raw_stream(attacker, victim, protocol)`: a stream opened behind the facade's back.
+
+    Its methods must be called on the attacker's trio side.
+    """
+
+    async def open_it(attacker: Libp2pNetwork, victim: Libp2pNetwork, protocol: str) -> Any:
+        host = attacker._parts.host
+
+        async def new_stream() -> Any:
+            peers = host.get_network().connections
+            peer = next(peer for peer in peers if str(peer) == victim.peer_id)
+            return await host.new_stream(peer, [protocol])
+
+        return await on_trio(attacker, new_stream)
+
+    return open_it
