@@ -8,6 +8,7 @@ a linear code and an integer scale, so that decoding is one exact product.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ CODE_MAX = 127
 CHUNK = 64 * BLOCK
 """Values handled at a time without kernels: the temporaries stay in the cache."""
 
-TILE = 256 * BLOCK
-"""Values handled at a time with kernels: 64 KiB of codes and 512 KiB of accumulator stay in the cache."""
+TILE = 1024 * BLOCK
+"""Values handled at a time with kernels: 2 MiB of accumulator stay in the cache between payloads."""
 
 Scales = npt.NDArray[np.uint32]
 Codes = npt.NDArray[np.int8]
@@ -51,19 +52,14 @@ class Int8(Codec):
 
     def encode(self, values: Float32Array) -> bytes:
         """See the class; float32 (count,) in, 4 * ceil(count / 256) + count bytes out."""
-        kernels = kernels_for(values.size)
-        if kernels is not None:
-            payload = np.empty(self.size_bytes_max(values.size), dtype=np.uint8)
-            scales = np.empty(_blocks(values.size), dtype=np.uint32)
-            codes = payload[4 * scales.size :].view(np.int8)
-            flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
-            if kernels.int8_encode(flat.view(np.int32), flat, scales, codes):
-                payload[: 4 * scales.size] = scales.astype("<u4").view(np.uint8)
-                return payload.tobytes()
-        flat = checked_values(values)
-        parts = [_encode_blocks(flat[start:stop]) for start, stop in ranges(0, flat.size, CHUNK)]
-        scales = np.concatenate([scale for scale, _ in parts])
-        return scales.astype("<u4").tobytes() + b"".join(codes.tobytes() for _, codes in parts)
+        flat = np.ascontiguousarray(values, dtype=np.float32).reshape(-1)
+        kernels = kernels_for(flat.size)
+        parts = None if kernels is None else _encode_with(kernels, flat)
+        if parts is None:
+            flat = checked_values(flat)  # also where the kernel met a value that it refuses
+            parts = [_encode_blocks(flat[start:stop]) for start, stop in ranges(0, flat.size, CHUNK)]
+        scales = np.concatenate([scales for scales, _ in parts])
+        return b"".join([scales.astype("<u4").tobytes(), *(codes.data for _, codes in parts)])
 
     def check(self, data: Payload, count: int) -> None:
         """Length, and the one spelling that the class describes."""
@@ -91,16 +87,16 @@ class Int8(Codec):
         """Tile by tile through all payloads, so that the accumulator passes through memory once."""
         kernels = kernels_for(count)
         views = [(weight, *self._views(data, count)) for weight, data in entries]
-        for start, stop in ranges(0, count, CHUNK if kernels is None else TILE):
-            part = accumulator[start:stop]
+        whole = 0  # values of whole blocks that the kernels have added
+        if kernels is not None:
+            whole = count - count % BLOCK
+            for start, stop in ranges(0, whole, TILE):
+                _add_with(kernels, views, start, stop, accumulator[start:stop])
+        for start, stop in ranges(whole, count, CHUNK):
             for weight, scales, codes in views:
-                tile_scales, tile_codes = scales[start // BLOCK : _blocks(stop)], codes[start:stop]
-                if kernels is None:
-                    _check_blocks(tile_scales, tile_codes, start)
-                    _add_blocks(tile_scales, tile_codes, weight, part)
-                elif not kernels.int8_accumulate(tile_scales, tile_codes, weight, part):
-                    _check_blocks(tile_scales, tile_codes, start)
-                    raise AssertionError("the kernel refused a block that numpy takes")
+                part = slice(start // BLOCK, _blocks(stop))
+                _check_blocks(scales[part], codes[start:stop], start)
+                _add_blocks(scales[part], codes[start:stop], weight, accumulator[start:stop])
 
     def _views(self, data: Payload, count: int) -> tuple[Scales, Codes]:
         check_length(data, self.size_bytes_max(count), count)
@@ -145,3 +141,36 @@ def _add_blocks(scales: Scales, codes: Codes, weight: int, accumulator: Int64Arr
     factors = scales.astype(np.int64) * weight
     products = _rows(codes) * factors[:, None]
     accumulator += products.reshape(-1)[: codes.size]
+
+
+def _encode_with(kernels: ModuleType, flat: Float32Array) -> list[tuple[Scales, Codes]] | None:
+    """_encode_blocks by the kernel, the last block by numpy; None when there is a value that is refused."""
+    whole = flat.size - flat.size % BLOCK
+    rows = flat[:whole].reshape(-1, BLOCK)
+    scales = np.empty(len(rows), dtype=np.uint32)
+    codes = np.empty(rows.shape, dtype=np.int8)
+    if not kernels.int8_encode(rows, rows.view(np.int32), scales, codes):
+        return None
+    parts = [(scales, codes.reshape(-1))]
+    if whole < flat.size:
+        parts.append(_encode_blocks(checked_values(flat[whole:])))
+    return parts
+
+
+def _add_with(
+    kernels: ModuleType,
+    views: list[tuple[int, Scales, Codes]],
+    start: int,
+    stop: int,
+    accumulator: Int64Array,
+) -> None:
+    """Whole blocks from start to stop of all payloads, two at a time; the last may be paired with nothing."""
+    part = slice(start // BLOCK, stop // BLOCK)
+    rows = accumulator.reshape(-1, BLOCK)
+    for first in range(0, len(views), 2):
+        pair = [views[first], views[first + 1] if first + 1 < len(views) else (0, *views[first][1:])]
+        arguments = [(s[part], c[start:stop].reshape(-1, BLOCK), weight) for weight, s, c in pair]
+        if not kernels.int8_add_pair(*arguments[0], *arguments[1], rows):
+            for _, scales, codes in pair:
+                _check_blocks(scales[part], codes[start:stop], start)
+            raise AssertionError("the kernel refused a block that numpy takes")
