@@ -76,6 +76,12 @@ class ContractAbi:
         except Exception:  # any fault of a stranger's calldata: eth_abi has no common base of its errors
             return None
 
+    def function_names(self) -> list[str]:
+        return sorted(self._functions)
+
+    def selector(self, function: str) -> bytes:
+        return _selector(self._functions[function])
+
     def outputs(self, function: str) -> int:
         """How many values a function returns."""
         return len(self._functions[function]["outputs"])

@@ -98,7 +98,7 @@ class PyEvmChain:
         return transaction
 
     def apply(self, transaction: SignedTransactionAPI) -> Outcome:
-        """Puts a transaction into the block being built. Raises ValidationError where it may not stand there."""
+        """Puts a transaction into the block being built. Raises ValidationError where it has no place."""
         before = self.pending.gas_used
         _, receipt, computation = self._chain.apply_transaction(transaction)
         return Outcome(

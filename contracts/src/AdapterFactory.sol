@@ -135,6 +135,7 @@ contract AdapterFactory is AdapterFactoryViews {
         if (until > _lastCheckpoint) revert OpenToMentorship(adapterId, until);
         number = row.versionCount + 1;
         if (number == 1) revert NotYetCertified(adapterId);
+        if (msg.sender != row.creator) _publishers[adapterId][number] = msg.sender;
         _addVersion(adapterId, row, number, _readWeights(adapterWeights), msg.sender);
     }
 
@@ -243,7 +244,12 @@ contract AdapterFactory is AdapterFactoryViews {
             if (update.sizeBytes == 0) revert ZeroSize();
             if (update.accuracyPpm == ACCURACY_UNKNOWN) revert AccuracyMissing(id);
             VersionRow memory next = VersionRow(
-                update.weightsHash, number, update.sizeBytes, update.accuracyPpm, update.codec
+                update.weightsHash,
+                number,
+                update.sizeBytes,
+                update.accuracyPpm,
+                uint48(block.number),
+                update.codec
             );
             _addVersion(id, row, count + 1, next, row.creator);
         }
@@ -330,16 +336,16 @@ contract AdapterFactory is AdapterFactoryViews {
     {
         row.versionCount = number;
         _versions[id][number] = next;
-        if (creator != row.creator) _publishers[id][number] = creator;
         emit VersionAdded(
             id, next.checkpoint, number, next.weightsHash, next.codec, next.sizeBytes, next.accuracyPpm, creator
         );
     }
 
     /// @dev The three forms that the manual calls PASSING WEIGHTS.
-    function _readWeights(bytes calldata given) private pure returns (VersionRow memory row) {
+    function _readWeights(bytes calldata given) private view returns (VersionRow memory row) {
         uint256 length = given.length;
         row.accuracyPpm = ACCURACY_UNKNOWN;
+        row.blockNumber = uint48(block.number);
         if (length == CID_LENGTH || length == CID_AND_SIZE_LENGTH) {
             if (given[0] != 0x01 || given[2] != 0x12 || given[3] != 0x20) revert NotWeightsNorCid(length);
             row.codec = uint8(given[1]);

@@ -47,6 +47,7 @@ abstract contract AdapterFactoryStorage is IAdapterFactory {
         uint64 checkpoint;
         uint64 sizeBytes;
         int64 accuracyPpm;
+        uint48 blockNumber; // where to look for weights that came in calldata
         uint8 codec;
     }
 

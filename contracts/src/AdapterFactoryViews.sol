@@ -79,7 +79,8 @@ abstract contract AdapterFactoryViews is AdapterFactoryStorage {
             publisher == address(0) ? row.creator : publisher,
             stored.checkpoint,
             stored.codec,
-            stored.sizeBytes
+            stored.sizeBytes,
+            stored.blockNumber
         );
     }
 

@@ -86,6 +86,7 @@ interface IAdapterFactory is IERC165 {
     /// @param checkpoint Checkpoint that certified it; 0 if the owner published it.
     /// @param codec Multicodec of the root block: 0x55 raw, 0x70 dag-pb.
     /// @param sizeBytes Size of the weights; 0 if it was not said.
+    /// @param blockNumber Block that recorded it: there is the transaction, if the weights are in calldata.
     struct Version {
         uint32 version;
         bytes32 parentId;
@@ -95,6 +96,7 @@ interface IAdapterFactory is IERC165 {
         uint64 checkpoint;
         uint8 codec;
         uint64 sizeBytes;
+        uint64 blockNumber;
     }
 
     /// @notice What a composition was made from. All zero for an adapter that was created from weights.
