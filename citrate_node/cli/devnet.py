@@ -26,8 +26,12 @@ def up(
     preset: str = typer.Option("devnet", "--preset", help="Network-wide numbers: a name or a .toml file."),
     folder: Path = DIR,
     seed: int = typer.Option(1, "--seed", help="Of the nodes' local data."),
-    base_model: str = typer.Option("embedded", "--base-model", help="Folder or hub name; `embedded` is built in."),
-    rpc_url: str = typer.Option("", "--rpc-url", help="Another EVM with this devnet's genesis instead of anvil."),
+    base_model: str = typer.Option(
+        "embedded", "--base-model", help="Folder or hub name; `embedded` is built in."
+    ),
+    rpc_url: str = typer.Option(
+        "", "--rpc-url", help="Another EVM with this devnet's genesis instead of anvil."
+    ),
     json_lines: bool = JSON,
 ) -> None:
     """Start an embedded chain and NODES nodes that train, gossip, evaluate, finalize and commit.
@@ -42,7 +46,14 @@ def up(
             stop,
             json_lines,
             folder,
-            dict(nodes=nodes, checkpoints=checkpoints, preset=preset, seed=seed, base_model=base_model, rpc_url=rpc_url),
+            {
+                "nodes": nodes,
+                "checkpoints": checkpoints,
+                "preset": preset,
+                "seed": seed,
+                "base_model": base_model,
+                "rpc_url": rpc_url,
+            },
         )
     )
 

@@ -1,6 +1,6 @@
 """What a person sees of a devnet: one changing line per node, and a line for good per checkpoint.
 
-On a terminal the node lines change in place (rich); elsewhere only what stays is printed. Called by cli/devnet.
+On a terminal the node lines change in place (rich); elsewhere only what stays is printed. For cli/devnet.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Display:
         self._live: Live | None = None
         self._began = time.monotonic()
         if console.is_terminal:
-            self._live = Live(console=console, get_renderable=self._table, refresh_per_second=4, transient=True)
+            self._live = Live(
+                console=console, get_renderable=self._table, refresh_per_second=4, transient=True
+            )
 
     def running(self) -> AbstractContextManager[Any]:
         return self._live if self._live is not None else nullcontext()
@@ -81,7 +83,8 @@ class Display:
         text = _WORDS.get(what, what)
         if what == "announced":
             share = fact["delta_bytes"] / fact["float32_bytes"]
-            text = f"announced its delta: {fact['delta_bytes']:,} bytes, {share:.0%} of float32, loss {fact['loss']}"
+            size = f"{fact['delta_bytes']:,} bytes, {share:.0%} of float32"
+            text = f"announced its delta: {size}, training loss {fact['loss']}"
         elif what == "evaluated":
             text = f"evaluated {fact['signals']} deltas: {_percents(fact['improvement_ppm'])}"
         elif what == "measured":
@@ -98,7 +101,9 @@ class Display:
         self._lines[number] = f"{checkpoint}{text}"
 
     def _checkpoint(self, fact: dict[str, Any]) -> None:
-        reputations = "  ".join(f"{key} {ppm / 10_000:.0f} %" for key, ppm in sorted(fact["reputations"].items()))
+        reputations = "  ".join(
+            f"{key} {ppm / 10_000:.0f} %" for key, ppm in sorted(fact["reputations"].items())
+        )
         self._print(
             f"[bold]checkpoint {fact['number']}[/bold]   signals {fact['signals']}   "
             f"accuracy {fact['accuracy_ppm'] / 10_000:+.2f} %   weights {fact['weights_hash'][:12]}…   "
@@ -119,7 +124,9 @@ class Display:
             table.add_row(name, *(f"{row[column]:.3f}" for column in ("own", "all", "worst", "general")))
         self._console.print(table)
         megabytes = ", ".join(f"{b / 2**20:.0f}" for b in fact["peak_memory_bytes"].values())
-        self._print(f"{len(fact['checkpoints'])} checkpoints in {fact['seconds']} s   peak MB per node {megabytes}")
+        self._print(
+            f"{len(fact['checkpoints'])} checkpoints in {fact['seconds']} s   peak MB per node {megabytes}"
+        )
         self._print(f"replay it: citrate replay {fact['dir']}")
 
     def _table(self) -> Table:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(rich_markup_mode="markdown", help="Compute a recorded network's checkpoints again, byte for byte.")
+app = typer.Typer(
+    rich_markup_mode="markdown", help="Compute a recorded network's checkpoints again, byte for byte."
+)
 
 
 @app.command()

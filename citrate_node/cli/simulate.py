@@ -6,7 +6,9 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(rich_markup_mode="markdown", help="Run the same nodes under virtual time, with faults and a seed.")
+app = typer.Typer(
+    rich_markup_mode="markdown", help="Run the same nodes under virtual time, with faults and a seed."
+)
 
 
 @app.command()

@@ -1,41 +1,59 @@
 """A whole network on this machine: embedded chain, nodes as processes, and what it was all worth.
 
-Supervises; takes no part in the protocol. Everything it needs to go on is in the folder (devnet_folder.py), so
-a devnet that was stopped or killed goes on when started again. Called by `citrate devnet`.
+Supervises; takes no part in the protocol. Everything it needs to go on is in the folder (devnet_folder.py),
+so a devnet that was stopped or killed goes on when started again. Called by `citrate devnet`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..chain.adapter_factory import AdapterFactory
+from ..chain.adapter_factory import AdapterFactory, cid_argument
+from ..chain.contract_types import CheckpointCommitted
 from ..chain.devnet_chain import DevnetChain
-from ..chain.genesis import GenesisBaseModel, build_genesis, fund_equally
+from ..chain.genesis import DEFAULT_CHAIN_ID, GenesisBaseModel, build_genesis, fund_equally
 from ..config import load_preset
-from ..content.store import EmbeddedStore
-from ..errors import ServiceError
-from ..protocol.adapter import AdapterConfig, AdapterWeights, from_tensors
+from ..content.store import BlockStore, EmbeddedStore
+from ..errors import ConfigError, ServiceError
+from ..protocol.adapter import AdapterConfig, AdapterLimits, AdapterWeights, decode_adapter, from_tensors
 from ..protocol.certificate import account_of
+from ..protocol.content_id import ContentId, content_id
+from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS
+from ..protocol.methods import moving_factor
 from ..protocol.preset import Preset
-from ..recording import ChainRow, RecordedNetwork, Recording
+from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from ..training.base_model import BaseModel
 from ..training.initial import initial_weights
 from ..training.settings import LoraSettings, TrainSettings
-from .devnet_folder import DevnetChoices, DevnetFolder, is_free
-from .folder_lock import FolderLock
+from .devnet_folder import DevnetChoices, DevnetFolder, is_free, new_choices
+from .folder_lock import FolderLock, lock_holder
 from .node_process import NodeProcess, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from ..training.summary import Losses
 
 ADAPTER_NAME = "devnet"
 POLL_SECONDS = 0.3
+STOP_SECONDS = 60.0
 FINALIZED_SECONDS = 20.0
 """After the last commit, nodes have this long to finalize it before they are stopped."""
+
+
+def abi_file() -> Path:
+    """The contract's artifact: ABI, code and storage layout."""
+    return Path(str(files("citrate_node.chain").joinpath("artifacts/AdapterFactory.json")))
+
 
 Show = Callable[[dict[str, Any]], None]
 """Takes one fact: a JSON-ready mapping with a `type`."""
@@ -54,6 +72,13 @@ class Devnet:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One per checkpoint committed in this run: what the summary repeats."""
     peak_memory: dict[int, int] = field(default_factory=dict)
+    gas_used: dict[str, int] = field(default_factory=dict)
+    """Transaction to gas, as the node that sent it says."""
+    delta_bytes: int = 0
+    """Size of the latest signal's delta, and of the same values as float32."""
+    float32_bytes: int = 0
+    chain: DevnetChain | None = None
+    """The embedded chain; None with an --rpc-url."""
 
     async def run(self, stop: asyncio.Event) -> dict[str, Any] | None:
         """Until the target checkpoint is final, or `stop`. Returns the summary; None when stopped before."""
@@ -73,7 +98,7 @@ class Devnet:
             await self._stop_nodes()
         if not reached:
             return None
-        summary = await self._summary(rpc_url)
+        summary = await self._summary(rpc_url, stop)
         summary["seconds"] = round(time.monotonic() - began, 1)
         return summary
 
@@ -94,7 +119,32 @@ class Devnet:
         if self.choices.rpc_url:
             return self.choices.rpc_url
         self.show({"type": "starting", "what": "chain"})
-        raise NotImplementedError
+        chain = DevnetChain(
+            self.folder.folder / "chain", self.genesis(), port=self.choices.rpc_port, block_time_s=1
+        )
+        await chain.start()
+        stack.push_async_callback(chain.stop)
+        self.chain = chain
+        return chain.rpc_url
+
+    def genesis(self) -> dict[str, Any]:
+        """The chain's genesis: contract, registered nodes, base model, and money for nodes and founder."""
+        validators = self.folder.validators(self.choices.nodes)
+        founder = account_of(self.folder.founder_key())
+        base = self.base_model()
+        size_bytes = sum(tensor.size_bytes for tensor in base.tensors.values())
+        return build_genesis(
+            validators,
+            bytes.fromhex(self.choices.genesis_record_hash),
+            funded=fund_equally([*(v.account for v in validators), founder]),
+            timestamp=self.choices.genesis_timestamp,
+            chain_id=self.choices.chain_id,
+            base_models=[
+                GenesisBaseModel(
+                    base.base_model_id, base.name[-64:], "", base.licence[:64], size_bytes, founder
+                )
+            ],
+        )
 
     def base_model(self) -> BaseModel:
         return BaseModel.load(self.choices.base_model)
@@ -112,23 +162,31 @@ class Devnet:
         return from_tensors(config, tensors)
 
     async def _create_adapter(self, factory: AdapterFactory) -> None:
-        """Once: the founder creates the adapter, opens it to mentorship, and node 1 holds its first weights."""
+        """Once: the founder creates the adapter and opens it to mentorship; node 1 holds its weights."""
         if self.choices.adapter_id:
             return
         self.show({"type": "starting", "what": "adapter"})
         data = self.first_weights().encode()
         async with EmbeddedStore(self.folder.node_folder(1) / "content") as store:
             content = await store.put(data)
-        raise NotImplementedError(content)
+        founder = self.folder.founder_key()
+        receipt = await factory.create_adapter(
+            founder,
+            self.base_model().base_model_id,
+            ADAPTER_NAME,
+            cid_argument(content.digest, content.codec, content.size_bytes),
+            self.choices.rank,
+        )
+        await factory.open_to_mentorship(founder, receipt.adapter_id)
+        if self.chain is not None:
+            await self.chain.snapshot()
+        self.choices = self.folder.update(adapter_id="0x" + receipt.adapter_id.hex())
 
     async def _write_recording(self, factory: AdapterFactory) -> None:
         recording = Recording(self.folder.folder / "recording")
         if (recording.folder / "network.cbor").exists():
             return
-        weights = self.first_weights()
-        from ..protocol.content_id import content_id
-
-        data = weights.encode()
+        data = self.first_weights().encode()
         network = RecordedNetwork(
             chain_id=factory.chain_id,
             genesis_block_hash=await factory.genesis_block_hash(),
@@ -154,6 +212,7 @@ class Devnet:
             "adapter_id": self.choices.adapter_id,
             "founder": "0x" + account_of(self.folder.founder_key()).hex(),
             "founder_key_file": str(self.folder.folder / "keys" / "founder.key"),
+            "abi_file": str(abi_file()),
             "nodes": self.choices.nodes,
         }
 
@@ -171,6 +230,10 @@ class Devnet:
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
 
     def _on_fact(self, number: int, fact: dict[str, Any]) -> None:
+        if fact.get("type") == "announced":
+            self.delta_bytes, self.float32_bytes = fact["delta_bytes"], fact["float32_bytes"]
+        if fact.get("type") == "committed":
+            self.gas_used[fact["tx"]] = fact["gas_used"]
         if fact.get("type") == "finalized":
             self.finalized.setdefault(fact["checkpoint"], {})[number] = fact
         self.show({**fact, "type": "node", "node": number, "what": fact.get("type", "")})
@@ -206,15 +269,65 @@ class Devnet:
         return True
 
     def _raise_if_all_gave_up(self) -> None:
-        raise NotImplementedError
+        """Nodes that are being started again are no reason; nodes that cannot be are."""
+        if all(node.gave_up for node in self.nodes.values()):
+            raise ServiceError(f"no node could run\n  see {self.nodes[1].log}")
 
     async def _checkpoint_row(
         self, factory: AdapterFactory, recording: Recording, number: int
     ) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the chain and the nodes say of a checkpoint; the chain's part goes into the recording."""
+        committed = await factory.checkpoint(number)
+        events = await factory.events(committed.block_number, committed.block_number)
+        tx = next(e.tx_hash for e in events if isinstance(e, CheckpointCommitted) and e.number == number)
+        said = await self._said_of(number)
+        gas_used = self.gas_used.get(tx, 0)
+        latest = await factory.latest(bytes.fromhex(self.choices.adapter_id.removeprefix("0x")))
+        content = ContentId(latest.weights_hash, latest.size_bytes)
+        computed = next((fact for fact in said.values() if fact["computed"]), {})
+        opened = await self._opened_block(factory, number)
+        preset = self.preset()
+        row = ChainRow(
+            number,
+            committed.record_hash.hex(),
+            content.digest.hex(),
+            committed.block_number,
+            tx,
+            gas_used,
+        )
+        await asyncio.to_thread(recording.add_chain_row, row)
+        if self.chain is not None:
+            await self.chain.snapshot()
+        return {
+            "number": number,
+            "signals": computed.get("signals"),
+            "withheld": computed.get("withheld"),
+            "promoted": computed.get("promoted"),
+            "scores_ppm": [
+                o["score_ppm"] for o in computed.get("outcomes", []) if o["score_ppm"] is not None
+            ],
+            "weights_hash": content.digest.hex(),
+            "cid": content.cid,
+            "tx": tx,
+            "gas_used": gas_used,
+            "block": committed.block_number,
+            "round": committed.round,
+            "accuracy_ppm": latest.accuracy,
+            # blocks come once a second: their distance is the time, whatever the poll saw
+            "seconds_to_commit": float(committed.block_number - opened - preset.signal_deadline_blocks),
+            "reputations": computed.get("reputations", {}),
+            "finalized_by": sorted(said),
+        }
+
+    async def _opened_block(self, factory: AdapterFactory, number: int) -> int:
+        """The block in which checkpoint `number` opened."""
+        if number > 1:
+            return (await factory.checkpoint(number - 1)).block_number
+        adapter = await factory.adapter(bytes.fromhex(self.choices.adapter_id.removeprefix("0x")))
+        return adapter.created_block
 
     async def _said_of(self, number: int) -> dict[int, dict[str, Any]]:
-        """What nodes said of a checkpoint, once all that run have finalized it or FINALIZED_SECONDS are over."""
+        """What nodes said of a checkpoint, once all that run have finalized it (or never did)."""
         deadline = time.monotonic() + FINALIZED_SECONDS
         while time.monotonic() < deadline:
             running = [n for n, node in self.nodes.items() if node.process_id is not None]
@@ -224,5 +337,161 @@ class Devnet:
             await asyncio.sleep(0.1)
         return self.finalized.get(number, {})
 
-    async def _summary(self, rpc_url: str) -> dict[str, Any]:
-        raise NotImplementedError
+    async def _summary(self, rpc_url: str, stop: asyncio.Event) -> dict[str, Any]:
+        """What mentorship was worth, and the run in figures."""
+        self.show({"type": "step", "text": "measuring what mentorship was worth against training alone …"})
+        losses = await asyncio.to_thread(self._losses, stop)
+        return {
+            "type": "summary",
+            "dir": str(self.folder.folder),
+            "rpc_url": rpc_url,
+            "contract": "0x" + ADAPTER_FACTORY_ADDRESS.hex(),
+            "loss": {name: asdict(row) for name, row in losses.items()},
+            "checkpoints": self.rows,
+            "delta_bytes": self.delta_bytes,
+            "float32_bytes": self.float32_bytes,
+            "peak_memory_bytes": self.peak_memory,
+        }
+
+    def _losses(self, stop: asyncio.Event) -> dict[str, Losses]:
+        """Runs in a thread; a stop ends it at the next part."""
+        from ..training.summary import summarize
+
+        def on_progress(done: int, of: int) -> None:
+            if stop.is_set():
+                raise ServiceError("stopped while measuring; the checkpoints are safe")
+
+        preset, choices = self.preset(), self.choices
+        first = self.first_weights()
+        recording = Recording(self.folder.folder / "recording")
+        last = max((row for row in recording.chain_rows()), key=lambda row: row.number)
+        return summarize(
+            self.base_model(),
+            self.lora(),
+            self.train_settings(),
+            [self.folder.data_source(choices, number) for number in range(1, choices.nodes + 1)],
+            first.tensors(),
+            self._weights_of(bytes.fromhex(last.weights_hash)).tensors(),
+            [moving_factor(preset.method, number) for number in range(1, last.number + 1)],
+            on_progress=on_progress,
+        )
+
+    def _weights_of(self, digest: bytes) -> AdapterWeights:
+        """A version's weights from any node's store."""
+        preset = self.preset()
+        limits = AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
+        for number in range(1, self.choices.nodes + 1):
+            with contextlib.suppress(ServiceError):
+                store = BlockStore(self.folder.node_folder(number) / "content", read_only=True)
+                try:
+                    for entry in store.entries():
+                        if entry.content.digest == digest:
+                            return decode_adapter(store.get(entry.content), limits)
+                finally:
+                    store.close()
+        raise ServiceError(f"no node holds the weights {digest.hex()}")
+
+    def train_settings(self) -> TrainSettings:
+        choices = self.choices
+        return TrainSettings(
+            steps=choices.steps,
+            batch_sequences=choices.batch_sequences,
+            sequence_bytes=choices.sequence_bytes,
+            learning_rate=choices.learning_rate,
+        )
+
+
+def prepare(
+    folder: Path, *, nodes: int, checkpoints: int, preset: str, seed: int, base_model: str, rpc_url: str
+) -> tuple[DevnetFolder, DevnetChoices]:
+    """The folder of a new devnet with its keys, or an existing one with a target to reach.
+
+    checkpoints: more checkpoints to reach, 0 for no end. An unfinished target of an earlier run stays.
+    """
+    load_preset(preset)
+    devnet = DevnetFolder(folder.resolve())
+    if not devnet.exists:
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty and holds no devnet\n  give another --dir")
+        BaseModel.load(base_model)
+        devnet.create_keys(nodes)
+        devnet.save(
+            new_choices(
+                nodes=nodes,
+                checkpoints=checkpoints,
+                preset=preset,
+                seed=seed,
+                base_model=base_model,
+                rpc_url=rpc_url,
+                chain_id=DEFAULT_CHAIN_ID,
+                now=int(time.time()),
+            )
+        )
+        return devnet, devnet.load()
+    choices = devnet.load()
+    if choices.nodes != nodes and nodes != 4:
+        raise ConfigError(
+            f"the devnet in {folder} has {choices.nodes} nodes; their number is fixed in its genesis\n"
+            "  give another --dir for another number"
+        )
+    done = max((row.number for row in Recording(devnet.folder / "recording").chain_rows()), default=0)
+    target = 0 if checkpoints == 0 else choices.target_checkpoint
+    if checkpoints and target <= done:
+        target = done + checkpoints
+    return devnet, devnet.update(target_checkpoint=target, rpc_url=rpc_url or choices.rpc_url)
+
+
+def write_genesis(folder: DevnetFolder, choices: DevnetChoices) -> Path:
+    """genesis.json for a chain of one's own."""
+    path = folder.folder / "genesis.json"
+    data = json.dumps(Devnet(folder, choices, lambda fact: None).genesis(), indent=1)
+    write_atomically(path, data.encode() + b"\n")
+    return path
+
+
+async def devnet_status(folder: Path) -> dict[str, Any]:
+    """What a wallet or script needs to know of a devnet, running or not."""
+    devnet = DevnetFolder(folder.resolve())
+    choices = devnet.load()
+    process = lock_holder(devnet.folder)
+    facts: dict[str, Any] = {
+        "type": "status",
+        "dir": str(devnet.folder),
+        "running": process is not None,
+        "process": process,
+        "nodes": choices.nodes,
+        "preset": choices.preset,
+        "chain_id": choices.chain_id,
+        "rpc_url": choices.rpc_url or f"http://127.0.0.1:{choices.rpc_port}",
+        "contract": "0x" + ADAPTER_FACTORY_ADDRESS.hex(),
+        "abi_file": str(abi_file()),
+        "adapter_id": choices.adapter_id,
+        "founder": "0x" + account_of(devnet.founder_key()).hex(),
+        "founder_key_file": str(devnet.folder / "keys" / "founder.key"),
+        "target_checkpoint": choices.target_checkpoint,
+        "checkpoint": max((r.number for r in Recording(devnet.folder / "recording").chain_rows()), default=0),
+    }
+    if process is not None:
+        factory = await AdapterFactory.connect(facts["rpc_url"])
+        try:
+            facts["checkpoint"] = (await factory.last_checkpoint()).number
+            facts["block"] = (await factory.head()).number
+        finally:
+            await factory.close()
+    return facts
+
+
+def stop_devnet(folder: Path) -> int:
+    """End the process that runs a devnet, and wait for it. Raises ServiceError where none runs."""
+    process = lock_holder(folder.resolve())
+    if process is None:
+        raise ServiceError(f"no devnet is running in {folder}")
+    os.kill(process, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while lock_holder(folder.resolve()) == process:
+        if time.monotonic() > deadline:
+            raise ServiceError(
+                f"process {process} has not ended in {STOP_SECONDS:.0f} s\n  kill -9 {process}"
+            )
+        time.sleep(0.2)
+    return process

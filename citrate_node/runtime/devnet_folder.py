@@ -78,9 +78,13 @@ class DevnetFolder:
                 raise ValueError("other fields than this version's")
             return DevnetChoices(**{**raw, "node_ports": tuple(raw["node_ports"])})
         except FileNotFoundError:
-            raise ConfigError(f"there is no devnet in {self.folder}\n  start one with `citrate devnet up`") from None
+            raise ConfigError(
+                f"there is no devnet in {self.folder}\n  start one with `citrate devnet up`"
+            ) from None
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"{path} is damaged or of another version: {error}\n  use another --dir") from None
+            raise ConfigError(
+                f"{path} is damaged or of another version: {error}\n  use another --dir"
+            ) from None
 
     def save(self, choices: DevnetChoices) -> None:
         write_atomically(self.folder / "devnet.json", json.dumps(asdict(choices), indent=1).encode() + b"\n")
@@ -155,7 +159,15 @@ class DevnetFolder:
 
 
 def new_choices(
-    *, nodes: int, checkpoints: int, preset: str, seed: int, base_model: str, rpc_url: str, chain_id: int, now: int
+    *,
+    nodes: int,
+    checkpoints: int,
+    preset: str,
+    seed: int,
+    base_model: str,
+    rpc_url: str,
+    chain_id: int,
+    now: int,
 ) -> DevnetChoices:
     """Choices of a new devnet: free ports, and a genesis record that no other network has."""
     ports = free_ports(nodes + 1)

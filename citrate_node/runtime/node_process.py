@@ -27,6 +27,7 @@ class NodeProcess:
     def __init__(self, number: int, config: Path, on_fact: Callable[[int, dict[str, Any]], None]) -> None:
         self.number = number
         self.restarts = 0
+        self.gave_up = False
         self._config = config
         self._on_fact = on_fact
         self._process: asyncio.subprocess.Process | None = None
@@ -71,9 +72,14 @@ class NodeProcess:
             if self._stopping:
                 return
             if code == 2:  # wrong configuration: starting again cannot help
-                self._on_fact(self.number, {"type": "died", "code": code, "log": str(self.log), "restart": False})
+                self.gave_up = True
+                self._on_fact(
+                    self.number, {"type": "died", "code": code, "log": str(self.log), "restart": False}
+                )
                 return
-            pause = RESTART_SECONDS_MIN if time.monotonic() - began > 60 else min(2 * pause, RESTART_SECONDS_MAX)
+            pause = (
+                RESTART_SECONDS_MIN if time.monotonic() - began > 60 else min(2 * pause, RESTART_SECONDS_MAX)
+            )
             self._on_fact(self.number, {"type": "died", "code": code, "log": str(self.log), "restart": True})
             await asyncio.sleep(pause)
             self.restarts += 1

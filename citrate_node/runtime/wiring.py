@@ -33,7 +33,8 @@ from ..protocol.rejection import Rejection
 from ..protocol.state import NetworkState, genesis_state, restore_state
 from ..protocol.tensors import FormatError
 from ..recording import Recording
-from ..training.settings import TrainSettings
+from ..training.base_model import BaseModel
+from ..training.settings import LoraSettings, TrainSettings
 from ..training.worker import TrainingWorker
 from .database import FinalCheckpoint, NodeDatabase
 from .fetching import Fetcher
@@ -70,9 +71,9 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         await network.start()
         stack.push_async_callback(network.stop)
         report({"type": "listening", "peer_id": network.peer_id, "addresses": list(network.addresses)})
-        worker = await _start_worker(config, place, stack, report)
         fetcher = Fetcher(store, network, config.folder / "incoming")
         state, opened_block = await _find_state(config, preset, place, chain, database, store, fetcher)
+        worker = await _start_worker(config, state, stack, report)
         node = Node(
             identity,
             ChainIdentity(place.chain_id, place.contract),
@@ -103,7 +104,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
 
 
 class _Door:
-    """What peers may ask for before the loop runs (nothing) and after."""
+    """What peers may ask for, before the loop runs and after."""
 
     def __init__(self, store: EmbeddedStore) -> None:
         self._store = store
@@ -114,12 +115,12 @@ class _Door:
 
     def find_blob(self, digest: bytes, size_bytes: int) -> Path | bytes | BlobStatus | None:
         """Runs in the network's worker threads."""
-        if self._loop is None:
-            return BlobStatus.BUSY
-        if digest in self._loop.withheld:
-            return BlobStatus.WITHHELD
         content = ContentId(digest, size_bytes)
         blocking = self._store.blocking
+        if self._loop is None and blocking.ephemeral_checkpoint_of(content) is not None:
+            return BlobStatus.BUSY  # a delta: whether it may be served, only the loop knows
+        if self._loop is not None and digest in self._loop.withheld:
+            return BlobStatus.WITHHELD
         return blocking.open_path(content) if blocking.has(content) else None
 
     async def answer(self, peer: str, payload: bytes) -> bytes:
@@ -193,12 +194,41 @@ def _train_settings(config: NodeConfig) -> TrainSettings:
 
 
 async def _start_worker(
-    config: NodeConfig, place: _Place, stack: AsyncExitStack, report: Report
+    config: NodeConfig, state: NetworkState, stack: AsyncExitStack, report: Report
 ) -> TrainingWorker | None:
     """The training process, or None for a node without data. Raises ConfigError for another base model."""
     if not config.data:
         return None
-    raise NotImplementedError
+    base = await asyncio.to_thread(BaseModel.load, config.base_model)
+    if base.base_model_id != state.base_model_id:
+        raise ConfigError(
+            f"base model {config.base_model!r} has id {base.base_model_id.hex()}, "
+            f"the adapter is for {state.base_model_id.hex()}\n"
+            "  set training.base_model to the base that the adapter was created for"
+        )
+    settings = state.weights.config
+    worker = TrainingWorker(
+        config.base_model,
+        LoraSettings(settings.rank, settings.alpha, settings.targets),
+        config.data,
+        sequence_bytes=config.sequence_bytes,
+        threads=config.threads,
+    )
+    stack.push_async_callback(worker.stop)
+    report({"type": "starting", "what": "training"})
+    facts = await worker.start()
+    report(
+        {
+            "type": "trainer",
+            "base_model_id": facts.base_model_id.hex(),
+            "data_digest": facts.data_digest.hex(),
+            "mixture": dict(facts.mixture),
+            "train_examples": facts.train_examples,
+            "held_out_examples": facts.held_out_examples,
+            "instruction_set": facts.instruction_set,
+        }
+    )
+    return worker
 
 
 async def _find_state(
