@@ -34,6 +34,7 @@ from .contract_types import (
     ContractEvent,
     Head,
     LineageRow,
+    MentorshipChanged,
     Receipt,
     VersionAdded,
     VersionRow,
@@ -297,6 +298,25 @@ class AdapterFactory:
             else event
             for event in events
         ]
+
+    async def opened_block(self, adapter_id: bytes) -> int | None:
+        """Block in which the adapter was first opened to mentorship: checkpoint 1 opens there."""
+        adapter = await self.adapter(adapter_id)
+        if adapter.mentorship_until == 0:
+            return None
+        head = (await self.head()).number
+        for start in range(adapter.created_block, head + 1, LOG_BLOCKS_MAX):
+            for event in await self.events(start, min(start + LOG_BLOCKS_MAX - 1, head)):
+                if isinstance(event, MentorshipChanged) and event.adapter_id == adapter_id:
+                    return event.block_number
+        return None
+
+    async def gas_used(self, tx_hash: str) -> int:
+        """Of a mined transaction."""
+        receipt = await self._rpc.request("eth_getTransactionReceipt", tx_hash)
+        if receipt is None:
+            raise ServiceError(f"the chain knows no transaction {tx_hash}")
+        return int(receipt["gasUsed"], 16)
 
     # ---------------------------------------------------------------- plumbing
 

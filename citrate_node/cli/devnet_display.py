@@ -68,7 +68,9 @@ class Display:
                 self._print(fact["text"])
 
     def _print(self, text: str) -> None:
-        self._console.print(f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}", highlight=False)
+        self._console.print(
+            f"[dim]{time.monotonic() - self._began:6.1f} s[/dim]  {text}", highlight=False, soft_wrap=True
+        )
 
     def _devnet(self, fact: dict[str, Any]) -> None:
         self._print(f"chain {fact['chain_id']} at {fact['rpc_url']}   AdapterFactory {fact['contract']}")
@@ -106,7 +108,7 @@ class Display:
         )
         self._print(
             f"[bold]checkpoint {fact['number']}[/bold]   signals {fact['signals']}   "
-            f"accuracy {fact['accuracy_ppm'] / 10_000:+.2f} %   weights {fact['weights_hash'][:12]}…   "
+            f"accuracy {_accuracy(fact['accuracy_ppm'])}   weights {fact['weights_hash'][:12]}…   "
             f"committed {fact['tx'][:12]}…   gas {fact['gas_used']:,}   "
             f"{fact['seconds_to_commit']:.0f} s after the signal phase"
         )
@@ -134,6 +136,10 @@ class Display:
         for number in sorted(self._lines):
             table.add_row(f"node {number}", self._lines[number])
         return table
+
+
+def _accuracy(value_ppm: int | None) -> str:
+    return "not measured" if value_ppm is None else f"{value_ppm / 10_000:+.2f} %"
 
 
 def _percents(values_ppm: list[int]) -> str:

@@ -27,7 +27,7 @@ from ..config import load_preset
 from ..content.store import BlockStore, EmbeddedStore
 from ..errors import ConfigError, ServiceError
 from ..protocol.adapter import AdapterConfig, AdapterLimits, AdapterWeights, decode_adapter, from_tensors
-from ..protocol.certificate import account_of
+from ..protocol.certificate import ACCURACY_UNKNOWN_PPM, account_of
 from ..protocol.content_id import ContentId, content_id
 from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS
 from ..protocol.methods import moving_factor
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 ADAPTER_NAME = "devnet"
 POLL_SECONDS = 0.3
 STOP_SECONDS = 60.0
+READY_SECONDS = 90.0
+"""Nodes have this long to load at the first start; then the network begins with those that have."""
 FINALIZED_SECONDS = 20.0
 """After the last commit, nodes have this long to finalize it before they are stopped."""
 
@@ -72,8 +74,8 @@ class Devnet:
     rows: list[dict[str, Any]] = field(default_factory=list)
     """One per checkpoint committed in this run: what the summary repeats."""
     peak_memory: dict[int, int] = field(default_factory=dict)
-    gas_used: dict[str, int] = field(default_factory=dict)
-    """Transaction to gas, as the node that sent it says."""
+    ready: set[int] = field(default_factory=set)
+    """Nodes that have loaded their base model and data."""
     delta_bytes: int = 0
     """Size of the latest signal's delta, and of the same values as float32."""
     float32_bytes: int = 0
@@ -93,6 +95,7 @@ class Devnet:
             await self._write_recording(factory)
             self.show(self._wallet_facts(factory, rpc_url))
             await self._start_nodes(stack, rpc_url)
+            await self._open_network(factory, stop)
             reached = await self._follow(factory, stop)
             self._read_memory()
             await self._stop_nodes()
@@ -177,7 +180,6 @@ class Devnet:
             cid_argument(content.digest, content.codec, content.size_bytes),
             self.choices.rank,
         )
-        await factory.open_to_mentorship(founder, receipt.adapter_id)
         if self.chain is not None:
             await self.chain.snapshot()
         self.choices = self.folder.update(adapter_id="0x" + receipt.adapter_id.hex())
@@ -193,7 +195,7 @@ class Devnet:
             contract=factory.contract,
             preset=self.preset(),
             nodes=self.folder.validators(self.choices.nodes),
-            adapter_id=bytes.fromhex(self.choices.adapter_id.removeprefix("0x")),
+            adapter_id=self.adapter_id,
             genesis_record_hash=bytes.fromhex(self.choices.genesis_record_hash),
             genesis_weights_hash=content_id(data).digest,
         )
@@ -226,14 +228,33 @@ class Devnet:
             stack.push_async_callback(node.stop)
             node.start()
 
+    async def _open_network(self, factory: AdapterFactory, stop: asyncio.Event) -> None:
+        """Once, when the nodes have loaded: the founder opens the adapter, and checkpoint 1 begins."""
+        if await factory.opened_block(self.adapter_id) is not None:
+            return
+        deadline = time.monotonic() + READY_SECONDS
+        while time.monotonic() < deadline and not stop.is_set():
+            if all(number in self.ready or node.gave_up for number, node in self.nodes.items()):
+                break
+            await asyncio.sleep(0.1)
+        if not self.ready:
+            self._raise_if_all_gave_up()
+        await factory.open_to_mentorship(self.folder.founder_key(), self.adapter_id)
+        if self.chain is not None:
+            await self.chain.snapshot()
+
+    @property
+    def adapter_id(self) -> bytes:
+        return bytes.fromhex(self.choices.adapter_id.removeprefix("0x"))
+
     async def _stop_nodes(self) -> None:
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
 
     def _on_fact(self, number: int, fact: dict[str, Any]) -> None:
         if fact.get("type") == "announced":
             self.delta_bytes, self.float32_bytes = fact["delta_bytes"], fact["float32_bytes"]
-        if fact.get("type") == "committed":
-            self.gas_used[fact["tx"]] = fact["gas_used"]
+        if fact.get("type") == "ready":
+            self.ready.add(number)
         if fact.get("type") == "finalized":
             self.finalized.setdefault(fact["checkpoint"], {})[number] = fact
         self.show({**fact, "type": "node", "node": number, "what": fact.get("type", "")})
@@ -281,8 +302,8 @@ class Devnet:
         events = await factory.events(committed.block_number, committed.block_number)
         tx = next(e.tx_hash for e in events if isinstance(e, CheckpointCommitted) and e.number == number)
         said = await self._said_of(number)
-        gas_used = self.gas_used.get(tx, 0)
-        latest = await factory.latest(bytes.fromhex(self.choices.adapter_id.removeprefix("0x")))
+        gas_used = await factory.gas_used(tx)
+        latest = await factory.latest(self.adapter_id)
         content = ContentId(latest.weights_hash, latest.size_bytes)
         computed = next((fact for fact in said.values() if fact["computed"]), {})
         opened = await self._opened_block(factory, number)
@@ -312,7 +333,7 @@ class Devnet:
             "gas_used": gas_used,
             "block": committed.block_number,
             "round": committed.round,
-            "accuracy_ppm": latest.accuracy,
+            "accuracy_ppm": latest.accuracy if latest.accuracy != ACCURACY_UNKNOWN_PPM else None,
             # blocks come once a second: their distance is the time, whatever the poll saw
             "seconds_to_commit": float(committed.block_number - opened - preset.signal_deadline_blocks),
             "reputations": computed.get("reputations", {}),
@@ -323,8 +344,9 @@ class Devnet:
         """The block in which checkpoint `number` opened."""
         if number > 1:
             return (await factory.checkpoint(number - 1)).block_number
-        adapter = await factory.adapter(bytes.fromhex(self.choices.adapter_id.removeprefix("0x")))
-        return adapter.created_block
+        opened = await factory.opened_block(self.adapter_id)
+        assert opened is not None, "a checkpoint was committed"
+        return opened
 
     async def _said_of(self, number: int) -> dict[int, dict[str, Any]]:
         """What nodes said of a checkpoint, once all that run have finalized it (or never did)."""

@@ -8,6 +8,7 @@ checkpoint from peers.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -43,6 +44,7 @@ from .keys import read_identity
 from .main_loop import MainLoop, OpenedMessages, Report
 
 WAIT_FOR_PEERS_SECONDS = 60.0
+WAIT_FOR_OPENING_SECONDS = 0.25
 
 
 async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> None:
@@ -74,6 +76,11 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         fetcher = Fetcher(store, network, config.folder / "incoming")
         state, opened_block = await _find_state(config, preset, place, chain, database, store, fetcher)
         worker = await _start_worker(config, state, stack, report)
+        report({"type": "ready", "checkpoint": state.number, "network_id": place.network_id.hex()})
+        while opened_block is None:
+            await asyncio.sleep(WAIT_FOR_OPENING_SECONDS)
+            with contextlib.suppress(ServiceError):  # the chain may be restarting
+                opened_block = await chain.opened_block(place.adapter_id)
         node = Node(
             identity,
             ChainIdentity(place.chain_id, place.contract),
@@ -99,7 +106,6 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             report=report,
         )
         door.open(loop)
-        report({"type": "ready", "checkpoint": state.number, "network_id": place.network_id.hex()})
         await loop.run(stop, _stored_events(database, store, place.network_id))
 
 
@@ -140,7 +146,6 @@ class _Place:
     base_model_id: bytes
     first_weights: ContentId
     genesis_record_hash: bytes
-    created_block: int
 
     @classmethod
     async def find(
@@ -167,7 +172,6 @@ class _Place:
         place.base_model_id = adapter.base_model_id
         first = await chain.version(place.adapter_id, 1)
         place.first_weights = ContentId(first.weights_hash, first.size_bytes)
-        place.created_block = adapter.created_block
         place.genesis_record_hash = await chain.genesis_record_hash()
         place.network_id = network_id(
             place.chain_id, await chain.genesis_block_hash(), place.contract, preset.digest()
@@ -239,8 +243,11 @@ async def _find_state(
     database: NodeDatabase,
     store: EmbeddedStore,
     fetcher: Fetcher,
-) -> tuple[NetworkState, int]:
-    """The newest state this node can stand on, and the block that opened the checkpoint after it."""
+) -> tuple[NetworkState, int | None]:
+    """The newest state this node can stand on, and the block that opened the checkpoint after it.
+
+    The block is None where the network has not begun: the adapter is not open to mentorship yet.
+    """
     known = database.final_checkpoints()
     if known:
         return await _own_state(preset, place, store, known[-1]), known[-1].block_number
@@ -252,7 +259,7 @@ async def _find_state(
             data, _ = await fetcher.fetch(place.first_weights)
             if data is not None:
                 await store.put(data)
-                return _genesis(preset, place, data), place.created_block
+                return _genesis(preset, place, data), await chain.opened_block(place.adapter_id)
         else:
             fetched = await fetcher.fetch_state(place.network_id, last.number, last.record_hash)
             if fetched is not None:
