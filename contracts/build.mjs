@@ -48,19 +48,25 @@ function compile() {
   for (const message of messages) console.error(message.formattedMessage);
   // a warning is a fault here as well: the contract cannot be changed once it is in a genesis
   if (messages.length > 0) throw new Error(`solc gave ${messages.length} messages`);
-  return output.contracts["contracts/src/AdapterFactory.sol"].AdapterFactory;
+  return {
+    manual: output.contracts["contracts/src/IAdapterFactory.sol"].IAdapterFactory,
+    contract: output.contracts["contracts/src/AdapterFactory.sol"].AdapterFactory,
+  };
 }
 
-function artifactOf(contract) {
+function artifactOf({ manual, contract }) {
   const deployed = contract.evm.deployedBytecode;
   const size = deployed.object.length / 2;
   if (Object.keys(deployed.immutableReferences ?? {}).length > 0) throw new Error("a predeploy cannot have immutables");
   if (contract.abi.some((entry) => entry.type === "constructor")) throw new Error("a predeploy cannot have a constructor");
   if (size > CODE_SIZE_MAX) throw new Error(`runtime code is ${size} bytes, the limit is ${CODE_SIZE_MAX}`);
+  // the interface is the manual: what the contract can do stands there, and nothing else
+  const functions = (of) => JSON.stringify(Object.entries(of.evm.methodIdentifiers).sort());
+  if (functions(manual) !== functions(contract)) throw new Error("AdapterFactory and IAdapterFactory differ in functions");
   return {
     contractName: "AdapterFactory",
     compiler: { name: "solc", version: solc.version(), settings },
-    abi: contract.abi,
+    abi: manual.abi,
     methodIdentifiers: contract.evm.methodIdentifiers,
     runtimeBytecode: `0x${deployed.object}`,
     storageLayout: storageLayoutOf(contract.storageLayout),

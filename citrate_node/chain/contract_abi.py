@@ -122,7 +122,7 @@ class ContractAbi:
         indexed = [item for item in entry["inputs"] if item["indexed"]]
         plain = [item for item in entry["inputs"] if not item["indexed"]]
         args = {
-            item["name"]: decode([_type(item)], topic)[0]
+            item["name"]: _value(item, decode([_type(item)], topic)[0])
             for item, topic in zip(indexed, topics[1:], strict=True)
         }
         args |= _named(plain, decode([_type(item) for item in plain], data))

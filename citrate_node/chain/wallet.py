@@ -1,6 +1,6 @@
 """Wallets: encrypted keystore files, one per account, as geth and MetaMask read them.
 
-A key is in memory only, never in a log, a message or a plain file here. Called by the command line; the keys of
+A key is in memory only, never in a log, a message or a plain file. Called by the command line; the keys of
 a devnet's own nodes are runtime's (runtime/keys.py).
 """
 

@@ -140,9 +140,7 @@ abstract contract AdapterFactoryViews is AdapterFactoryStorage {
         override
         returns (bytes1, string memory, string memory, uint256, address, bytes32, uint256[] memory)
     {
-        return (
-            0x0f, Certificates.NAME, Certificates.VERSION, block.chainid, address(this), 0, new uint256[](0)
-        );
+        return (0x0f, Certificates.NAME, Certificates.VERSION, block.chainid, address(this), 0, new uint256[](0));
     }
 
     function _pageLength(uint256 count, uint256 offset, uint256 limit) private pure returns (uint256) {

@@ -18,6 +18,7 @@ import httpx
 from eth_account import Account
 from eth_hash.auto import keccak
 
+from citrate_node.chain.anvil import find_anvil
 from citrate_node.chain.contract_abi import DEFAULT_CONTRACT, Event, Reverted, factory_abi
 from citrate_node.chain.genesis import GenesisBaseModel, build_genesis, fund_equally
 from citrate_node.chain.pyevm_chain import CallReverted, PyEvmChain
@@ -32,11 +33,12 @@ from citrate_node.protocol.certificate import (
     ordered,
     seat_words,
     sign_digest,
+    updates_hash,
     validator_set_hash,
 )
 
 ABI = factory_abi()
-ANVIL = Path(__file__).parents[2] / "node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"
+ANVIL = find_anvil()
 GAS = 30_000_000
 
 
@@ -90,6 +92,7 @@ class Evm(Protocol):
     def send(self, function: str, *args: Any, sender: str = "alice") -> Receipt: ...
     def reset(self, validators: Sequence[Validator] = VALIDATORS) -> None: ...
     def storage(self, slot: int) -> int: ...
+    def block_number(self) -> int: ...
     def close(self) -> None: ...
 
 
@@ -142,6 +145,9 @@ class PyEvm:
 
     def storage(self, slot: int) -> int:
         return self._chain.storage(DEFAULT_CONTRACT, slot)
+
+    def block_number(self) -> int:
+        return self._chain.head.block_number
 
     def close(self) -> None:
         pass
@@ -244,6 +250,9 @@ class Anvil:
         ]
         return Receipt(int(receipt["gasUsed"], 16), tuple(event for event in events if event), result)
 
+    def block_number(self) -> int:
+        return int(self._rpc("eth_blockNumber"), 16)
+
     def storage(self, slot: int) -> int:
         return int(self._rpc("eth_getStorageAt", "0x" + DEFAULT_CONTRACT.hex(), hex(slot), "latest"), 16)
 
@@ -342,6 +351,45 @@ def create(
     evm: Evm, text: str, sender: str = "alice", rank: int = 8, base: bytes = BASE.base_model_id
 ) -> bytes:
     return evm.send("createAdapter", base, f"adapter {text}", weights_cid(text), rank, sender=sender).result
+
+
+def refusal_of(evm: Evm, function: str, *args: Any, sender: str = "alice") -> Reverted:
+    """Why the contract refuses this call."""
+    try:
+        evm.send(function, *args, sender=sender)
+    except Refused as refused:
+        return refused.why
+    raise AssertionError(f"{function} was not refused")
+
+
+def commit_refusal(
+    evm: Evm,
+    made: CheckpointCommitment,
+    signers: Iterable[str] = VALIDATOR_NAMES[:3],
+    validators: Sequence[Validator] = VALIDATORS,
+    next_validators: Sequence[Validator] | None = None,
+) -> Reverted:
+    quorum = quorum_argument(evm.chain_id, made, signers, validators)
+    arguments = (commitment_argument(made), quorum, validators_argument(next_validators))
+    return refusal_of(evm, "commitCheckpoint", *arguments, sender="bob")
+
+
+def vote_argument(chain_id: int, made: CheckpointCommitment, signer: str) -> tuple[Any, ...]:
+    digest = commitment_digest(chain_id, DEFAULT_CONTRACT, made)
+    return (
+        made.number,
+        made.round,
+        made.parent_record_hash,
+        made.record_hash,
+        made.validator_set_hash,
+        made.next_validator_set_hash,
+        updates_hash(made.updates),
+        compact_signature(sign_digest(key(signer), digest)),
+    )
+
+
+def seat_of(name: str, validators: Sequence[Validator] = VALIDATORS) -> int:
+    return [v.account for v in ordered(validators)].index(account(name))
 
 
 def with_stakes(*stakes: int) -> list[Validator]:
