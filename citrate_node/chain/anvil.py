@@ -12,6 +12,7 @@ import platform
 import shutil
 import socket
 import sys
+import time
 from pathlib import Path
 
 from ..errors import ConfigError, ServiceError
@@ -121,6 +122,15 @@ class AnvilProcess:
 
     async def wait(self) -> int:
         return await self._process.wait()
+
+    async def run_clock(self, interval_s: int | None) -> None:
+        """Lets time be the present again (`--timestamp` moves it), and blocks come every interval_s seconds.
+
+        The clock is set a second ahead, so that no block is younger than one that was saved just before.
+        """
+        await self.rpc.request("evm_setTime", int(time.time()) + 1)
+        if interval_s is not None:
+            await self.rpc.request("evm_setIntervalMining", interval_s)
 
     async def dump_state(self) -> bytes:
         """The whole state, as gzip of JSON."""

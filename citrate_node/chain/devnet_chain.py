@@ -85,7 +85,7 @@ class DevnetChain:
                     f"port {self._port} of the embedded chain is in use by another program\n"
                     "  stop that program, or choose another port"
                 )
-            if not self._states.generations():
+            if self._states.never_saved():
                 await self._make_first_state()
             self._anvil = await self._launch()
         except BaseException:
@@ -145,7 +145,7 @@ class DevnetChain:
     def _keep_genesis(self) -> None:
         path = self._folder / "genesis.json"
         text = json.dumps(self._genesis, indent=1, sort_keys=True)
-        if not path.exists() or not self._states.generations():
+        if not path.exists() or self._states.never_saved():
             path.write_text(text)
         elif path.read_text() != text:
             raise ConfigError(
@@ -168,9 +168,7 @@ class DevnetChain:
             plain = await asyncio.to_thread(self._states.unpack, generation)
             if plain is not None:
                 try:
-                    return await self._start_anvil(
-                        ["--load-state", str(plain), "--block-time", str(self._block_time_s)]
-                    )
+                    return await self._start_from(plain)
                 except ServiceError as error:
                     problem = error
                     if not port_is_free(self._port):
@@ -182,6 +180,23 @@ class DevnetChain:
             f"no saved state of the chain in {self._folder} can be loaded ({problem or 'all are damaged'})\n"
             "  start in a new folder; the old files stay for inspection"
         )
+
+    async def _start_from(self, plain: Path) -> AnvilProcess:
+        """anvil makes a block 0 of its own before it loads a state, and may answer with that one as genesis.
+
+        With the timestamp of ours it is the same block, so that the genesis hash survives restarts; the clock is
+        put right afterwards, before the first block.
+        """
+        options = ["--load-state", str(plain), "--timestamp", str(int(self._genesis["timestamp"], 16))]
+        whole_seconds = self._block_time_s == int(self._block_time_s)
+        mining = ["--no-mining"] if whole_seconds else ["--block-time", str(self._block_time_s)]
+        anvil = await self._start_anvil([*options, *mining])
+        try:
+            await anvil.run_clock(int(self._block_time_s) if whole_seconds else None)
+        except BaseException:
+            await anvil.kill()
+            raise
+        return anvil
 
     async def _start_anvil(self, options: list[str]) -> AnvilProcess:
         assert self._binary is not None

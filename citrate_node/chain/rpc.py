@@ -6,6 +6,7 @@ transactions.py and devnet_chain.py.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ServiceError
@@ -106,5 +107,5 @@ def _refusal(method: str, error: Any) -> ServiceError:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return f"no answer within {REQUEST_TIMEOUT_SECONDS:.0f} s"
-    refused = getattr(error, "os_error", error)  # aiohttp wraps the plain "connection refused"
-    return getattr(refused, "strerror", None) or str(error) or type(error).__name__
+    number = getattr(getattr(error, "os_error", error), "errno", None)  # aiohttp wraps the plain error
+    return os.strerror(number) if number else str(error) or type(error).__name__

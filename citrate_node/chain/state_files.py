@@ -27,6 +27,10 @@ class StateFiles:
         found = [path for path in self.folder.glob("state-*.json.gz") if _NAME.fullmatch(path.name)]
         return sorted(found, reverse=True)
 
+    def never_saved(self) -> bool:
+        """Whether no state was ever saved here, not even one that is damaged now."""
+        return not any(self.folder.glob("state-*.json.gz*"))
+
     def save(self, compressed: bytes) -> Path:
         """Keeps a state (gzip of JSON). When it returns, the state survives a power cut."""
         newest = self.generations()[:1]
