@@ -95,3 +95,121 @@ def int8_add_pair(
         for i in range(256):
             accumulator[row, i] += factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
     return True
+
+
+@njit(nogil=True, error_model="numpy")
+def int4_encode(values: Any, bits: Any, thresholds: Any, scales: Any, packed: Any) -> bool:
+    """int4._encode_blocks for float32 (blocks, 32); False when a value is not below 127.
+
+    thresholds: int4.THRESHOLDS, seven of them. The rounding is that of int8_encode.
+    """
+    half = 0.5 + 2.0**-36
+    codes = np.empty(32, dtype=np.uint8)
+    first, second, third, fourth = thresholds[0], thresholds[1], thresholds[2], thresholds[3]
+    fifth, sixth, seventh = thresholds[4], thresholds[5], thresholds[6]
+    for row in range(scales.size):
+        largest = np.int32(0)
+        for i in range(32):
+            largest = max(largest, bits[row, i] & _ABSOLUTE)
+        if largest >= _LIMIT:
+            return False
+        scale = _grid_of_bits(largest) // 127
+        octave = 0  # scales.pack_scales
+        while scale >> octave >= 4096:
+            octave += 1
+        scales[row] = (scale >> octave) + (octave << 11)
+        scale = (scale >> octave) << octave
+        reciprocal = 1.0 / np.float64(scale) if scale else 0.0
+        for i in range(32):
+            value = np.float64(values[row, i]) * 4294967296.0
+            grid = np.float64(np.int64(abs(value) + 0.5))
+            near = np.int32(grid * reciprocal + half)
+            code = np.int32(near >= first) + np.int32(near >= second) + np.int32(near >= third)
+            code += np.int32(near >= fourth) + np.int32(near >= fifth)
+            code += np.int32(near >= sixth) + np.int32(near >= seventh)
+            codes[i] = (-code if value < 0 else code) & 15
+        for i in range(16):
+            packed[row, i] = codes[2 * i] | codes[2 * i + 1] << 4
+    return True
+
+
+@njit(nogil=True, error_model="numpy")
+def int4_add(levels: Any, factors: Any, packed: Any, weight: Any, accumulator: Any) -> bool:
+    """int4._check_blocks and the weighted sum of int4._products; False when a block is not canonical.
+
+    levels int64 (16,): those that a half byte stands for. factors int64 (blocks,): the scales themselves.
+    packed uint8 (blocks, 16), accumulator int64 (blocks, 32).
+    """
+    products = np.empty(16, dtype=np.int64)
+    for row in range(factors.size):
+        scale = factors[row]
+        for i in range(16):
+            products[i] = levels[i] * scale * weight
+        present = 0  # one bit for every half byte that occurs
+        for i in range(16):
+            low, high = packed[row, i] & 15, packed[row, i] >> 4
+            present |= (1 << low) | (1 << high)
+            accumulator[row, 2 * i] += products[low]
+            accumulator[row, 2 * i + 1] += products[high]
+        largest = (present >> 7 & 1) | (present >> 9 & 1)
+        if present >> 8 & 1 or (scale and not largest) or (not scale and present != 1):
+            return False
+        if scale * 127 >= 127 << 32:
+            return False
+    return True
+
+
+@njit(nogil=True, error_model="numpy")
+def topk_select(bits: Any, places: Any) -> bool:
+    """topk._select_largest for the bits of float32 (n, 4096): ascending places int64 (n, kept).
+
+    False when a value is not below 127. The bits of magnitudes are in the order of the magnitudes, so the
+    smallest one kept is found by counting, with vector instructions, how many are at least some middle: first
+    in growing steps from where the row before ended, then by halving.
+    """
+    kept = places.shape[1]
+    magnitudes = np.empty(4096, dtype=np.int32)
+    chosen = np.empty(4097, dtype=np.int64)
+    guess = np.int32(0)
+    for row in range(bits.shape[0]):
+        largest = np.int32(0)
+        for i in range(4096):
+            magnitudes[i] = bits[row, i] & _ABSOLUTE
+            largest = max(largest, magnitudes[i])
+        if largest >= _LIMIT:
+            return False
+        # at least `kept` values are not below `least`, fewer not below `above`
+        least, above, count = np.int32(0), largest + np.int32(1), np.int32(4096)
+        middle, step = min(max(guess, np.int32(1)), largest), np.int32(1 << 17)
+        while count != kept and above - least > 1:
+            counted = np.int32(0)
+            for i in range(4096):
+                counted += np.int32(1) if magnitudes[i] >= middle else np.int32(0)
+            if counted >= kept:
+                least, count = middle, counted
+            else:
+                above = middle
+            half = np.int32(least + (above - least) // 2)
+            if counted >= kept:
+                middle = min(half, np.int32(least + step))
+            else:
+                middle = max(half, np.int32(above - step))
+            step = min(np.int32(step * 4), np.int32(1 << 28))
+        guess = least
+        found = np.int64(0)
+        for i in range(4096):
+            chosen[found] = i
+            found += np.int64(1) if magnitudes[i] >= least else np.int64(0)
+        surplus = count - kept  # of those equal to the smallest, the last ones are not kept
+        for position in range(found - 1, -1, -1):
+            if not surplus:
+                break
+            if magnitudes[chosen[position]] == least:
+                chosen[position] = -1
+                surplus -= 1
+        written = 0
+        for position in range(found):
+            if chosen[position] >= 0:
+                places[row, written] = chosen[position]
+                written += 1
+    return True

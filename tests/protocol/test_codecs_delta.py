@@ -85,7 +85,7 @@ def test_a_file_that_is_not_the_one_asked_for_is_refused_by_name() -> None:
         decode_delta(data, INT8, MANIFEST, DeltaLimits(len(data) - 1))
     with pytest.raises(FormatError, match="values_shape"):
         encode_delta(INT8, MANIFEST, small_delta(0, MANIFEST.count - 1))
-    with pytest.raises(ValueError, match="unknown codec 'zip', choose one of int8"):
+    with pytest.raises(ValueError, match="unknown codec 'zip', choose one of float32, int8"):
         codec("zip")
 
 
