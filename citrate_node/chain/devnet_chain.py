@@ -1,8 +1,8 @@
 """The embedded chain of a devnet: started, watched, saved, restarted.
 
-The folder holds genesis.json, a lock, anvil's log and a few generations of state. A kill of anvil, of this
-process or of the machine costs at most the blocks since the last snapshot; nodes send again what was in them.
-Called by runtime/devnet.py.
+The folder holds genesis.json, a lock, a log and a few generations of state. A kill of anvil, of this process
+or of the machine costs at most the blocks since the last snapshot; nodes send again what was in them. Where
+anvil cannot be had, the chain in Python (pyevm_rpc.py) takes its place. Called by runtime/devnet.py.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import importlib.util
 import json
+import os
+import sys
 import time
 from pathlib import Path
 from typing import IO, Any
 
 from ..errors import ConfigError, ServiceError
-from .anvil import AnvilProcess, find_anvil, port_is_free
+from .anvil import anvil_command, dump_state, find_anvil, run_clock
+from .child_process import START_TIMEOUT_SECONDS, ChainProcess, port_is_free
 from .state_files import StateFiles
 
 SNAPSHOT_SECONDS = 5.0
@@ -27,6 +31,10 @@ RESTARTS_MAX = 6
 """Restarts in a row without HEALTHY_SECONDS of life between them; then the chain has failed."""
 HEALTHY_SECONDS = 30.0
 PORT_FREE_TIMEOUT_SECONDS = 5.0
+LOG_NAME = "chain.log"
+JOURNAL_NAME = "blocks.jsonl"
+REPLAY_TIMEOUT_SECONDS = 600.0
+"""The Python program replays its blocks at every start: 0.6 ms for an empty one, 50 s for a day."""
 
 
 class DevnetChain:
@@ -52,12 +60,18 @@ class DevnetChain:
         self._states = StateFiles(folder)
         self._lock: IO[bytes] | None = None
         self._binary: Path | None = None
-        self._anvil: AnvilProcess | None = None
+        """anvil; None where the chain in Python takes its place."""
+        self._process: ChainProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._failed: asyncio.Future[ServiceError] | None = None
         self._saving = asyncio.Lock()
         self.restarts = 0
         """How often anvil died under this supervisor and was brought back."""
+
+    @property
+    def program(self) -> str:
+        """What runs the chain: "anvil" or "python". Known after start()."""
+        return "anvil" if self._binary is not None else "python"
 
     @property
     def rpc_url(self) -> str:
@@ -66,12 +80,12 @@ class DevnetChain:
     @property
     def process_id(self) -> int | None:
         """anvil's, or None while it is down."""
-        return self._anvil.process_id if self._anvil else None
+        return self._process.process_id if self._process else None
 
     async def start(self) -> None:
         """Raises ServiceError (no anvil, port or folder in use, no state that loads) or ConfigError."""
-        self._binary = find_anvil()
-        if self._binary is None:
+        self._binary = None if os.environ.get("CITRATE_CHAIN") == "python" else find_anvil()
+        if self._binary is None and not python_chain_available():
             raise ServiceError(
                 "anvil, the embedded chain, is not installed\n"
                 "  run `npm ci` in the source folder, or set CITRATE_ANVIL, or join a chain with --rpc-url"
@@ -85,9 +99,10 @@ class DevnetChain:
                     f"port {self._port} of the embedded chain is in use by another program\n"
                     "  stop that program, or choose another port"
                 )
-            if self._states.never_saved():
+            self._require_same_program()
+            if self._binary is not None and self._states.never_saved():
                 await self._make_first_state()
-            self._anvil = await self._launch()
+            self._process = await self._launch()
         except BaseException:
             self._lock.close()
             raise
@@ -103,11 +118,11 @@ class DevnetChain:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
-        if self._anvil is not None:
+        if self._process is not None:
             with contextlib.suppress(ServiceError):  # it may be dying too: the last generation stands
                 await self.snapshot()
-            await self._anvil.stop()
-            self._anvil = None
+            await self._process.stop()
+            self._process = None
         if self._lock is not None:
             self._lock.close()
             self._lock = None
@@ -120,10 +135,12 @@ class DevnetChain:
     async def snapshot(self) -> None:
         """Saves now. When it returns, everything mined so far survives a kill."""
         async with self._saving:
-            anvil = self._anvil
-            if anvil is None:
+            process = self._process
+            if process is None:
                 raise ServiceError("the embedded chain is being restarted")
-            state = await anvil.dump_state()
+            if self._binary is None:
+                return  # the Python program writes every block down before it shows it
+            state = await dump_state(process.rpc)
             try:
                 await asyncio.to_thread(self._states.save, state)
             except OSError as error:
@@ -155,14 +172,35 @@ class DevnetChain:
     async def _make_first_state(self) -> None:
         """--init and --load-state exclude each other: genesis is loaded once and saved."""
         options = ["--init", str(self._folder / "genesis.json"), "--no-mining"]
-        anvil = await self._start_anvil(options)
+        process = await self._start_anvil(options)
         try:
-            await asyncio.to_thread(self._states.save, await anvil.dump_state())
+            await asyncio.to_thread(self._states.save, await dump_state(process.rpc))
         finally:
-            await anvil.stop()
+            await process.stop()
 
-    async def _launch(self) -> AnvilProcess:
+    def _require_same_program(self) -> None:
+        """A chain that one program made cannot be continued by the other: they keep different things."""
+        if self._binary is not None and (self._folder / JOURNAL_NAME).exists():
+            raise ServiceError(
+                f"{self._folder} holds a chain of the Python program, and anvil is installed now\n"
+                "  use a new folder, or set CITRATE_CHAIN=python to go on with it"
+            )
+        if self._binary is None and not self._states.never_saved():
+            raise ServiceError(
+                f"{self._folder} holds a chain of anvil, which is not installed any more\n"
+                "  run `npm ci` in the source folder, or set CITRATE_ANVIL"
+            )
+
+    async def _launch(self) -> ChainProcess:
         """From the newest state that loads; damaged ones are set aside."""
+        if self._binary is None:
+            return await self._start_process(
+                [
+                    *(sys.executable, "-m", "citrate_node.chain.pyevm_rpc"),
+                    *(str(self._folder), str(self._port), str(self._block_time_s)),
+                ],
+                REPLAY_TIMEOUT_SECONDS,
+            )
         problem: ServiceError | None = None
         for generation in self._states.generations():
             plain = await asyncio.to_thread(self._states.unpack, generation)
@@ -181,31 +219,34 @@ class DevnetChain:
             "  start in a new folder; the old files stay for inspection"
         )
 
-    async def _start_from(self, plain: Path) -> AnvilProcess:
+    async def _start_from(self, plain: Path) -> ChainProcess:
         """anvil makes a block 0 of its own before it loads a state, and may answer with that one as genesis.
 
-        With the timestamp of ours it is the same block, so that the genesis hash survives restarts; the clock is
-        put right afterwards, before the first block.
+        With the timestamp of ours it is the same block, so that the genesis hash survives restarts. The clock
+        is put right afterwards, before the first block.
         """
         options = ["--load-state", str(plain), "--timestamp", str(int(self._genesis["timestamp"], 16))]
         whole_seconds = self._block_time_s == int(self._block_time_s)
         mining = ["--no-mining"] if whole_seconds else ["--block-time", str(self._block_time_s)]
-        anvil = await self._start_anvil([*options, *mining])
+        process = await self._start_anvil([*options, *mining])
         try:
-            await anvil.run_clock(int(self._block_time_s) if whole_seconds else None)
+            await run_clock(process.rpc, int(self._block_time_s) if whole_seconds else None)
         except BaseException:
-            await anvil.kill()
+            await process.kill()
             raise
-        return anvil
+        return process
 
-    async def _start_anvil(self, options: list[str]) -> AnvilProcess:
+    async def _start_anvil(self, options: list[str]) -> ChainProcess:
         assert self._binary is not None
+        return await self._start_process(anvil_command(self._binary, self._port, self._chain_id, options))
+
+    async def _start_process(
+        self, command: list[str], timeout_s: float = START_TIMEOUT_SECONDS
+    ) -> ChainProcess:
         deadline = time.monotonic() + PORT_FREE_TIMEOUT_SECONDS
         while not port_is_free(self._port) and time.monotonic() < deadline:
             await asyncio.sleep(0.05)  # of the process that just ended
-        return await AnvilProcess.start(
-            self._binary, self._port, self._chain_id, self._folder / "anvil.log", options
-        )
+        return await ChainProcess.start(command, self._port, self._folder / LOG_NAME, timeout_s)
 
     # ---------------------------------------------------------------- running
 
@@ -214,11 +255,11 @@ class DevnetChain:
         problem: Exception = ServiceError("it never ran")
         while True:
             began = time.monotonic()
-            anvil = self._anvil
-            if anvil is not None:
-                code = await anvil.wait()
-                self._anvil = None
-                await anvil.kill()
+            process = self._process
+            if process is not None:
+                code = await process.wait()
+                self._process = None
+                await process.kill()
                 problem = ServiceError(f"the embedded chain ended with code {code}")
             failures = 1 if time.monotonic() - began > HEALTHY_SECONDS else failures + 1
             if failures > RESTARTS_MAX:
@@ -227,7 +268,7 @@ class DevnetChain:
             await asyncio.sleep(min(RESTART_SECONDS_MAX, 0.1 * 2 ** (failures - 1)))
             try:
                 async with self._saving:  # not while a save of the dead one ends
-                    self._anvil = await self._launch()
+                    self._process = await self._launch()
                 self.restarts += 1
             except (ServiceError, OSError) as error:
                 problem = error
@@ -238,7 +279,7 @@ class DevnetChain:
             self._failed.set_result(
                 ServiceError(
                     f"the embedded chain died {RESTARTS_MAX + 1} times in a row; last: {problem}\n"
-                    f"  see {self._folder / 'anvil.log'}"
+                    f"  see {self._folder / LOG_NAME}"
                 )
             )
 
@@ -250,3 +291,8 @@ class DevnetChain:
             with contextlib.suppress(ServiceError):  # down at the moment: the supervisor knows
                 await self.snapshot()
             pause = max(self._snapshot_every_s, SNAPSHOT_SHARE_MAX * (time.monotonic() - began))
+
+
+def python_chain_available() -> bool:
+    """Whether py-evm is installed (the `test` extra brings it)."""
+    return importlib.util.find_spec("eth") is not None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ServiceError
 from .contract_abi import factory_abi
+from .recursion_limit import recursion_limit
 
 if TYPE_CHECKING:
     from web3 import AsyncHTTPProvider
@@ -41,7 +42,9 @@ class Rpc:
 
     def __init__(self, rpc_url: str) -> None:
         import aiohttp
-        from web3 import AsyncHTTPProvider
+
+        with recursion_limit():
+            from web3 import AsyncHTTPProvider
 
         self.rpc_url = rpc_url
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_SECONDS)
@@ -59,7 +62,7 @@ class Rpc:
 
         try:
             answer: Any = await self._provider.make_request(method, list(params))
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
             raise ServiceError(
                 f"cannot reach the chain at {self.rpc_url} ({_reason(error)})\n"
                 "  start one with `citrate devnet up`, or set chain.rpc_url in node.toml"

@@ -16,6 +16,7 @@ from eth_hash.auto import keccak
 
 from ..errors import ServiceError
 from ..protocol.certificate import account_of
+from .recursion_limit import recursion_limit
 from .rpc import ContractRefusal, Rpc, RpcError, hexed, unhexed
 
 RECEIPT_TIMEOUT_SECONDS = 90.0
@@ -55,7 +56,8 @@ class Sender:
     async def _enter_pool(
         self, private_key: bytes, account: bytes, to: bytes, data: bytes, gas: int
     ) -> bytes:
-        from eth_account import Account
+        with recursion_limit():
+            from eth_account import Account
 
         async with self._locks[account]:
             for attempt in range(1, NONCE_ATTEMPTS + 1):

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from ..protocol.certificate import account_of
+from .recursion_limit import recursion_limit
 
 PASSWORD_LENGTH_MIN = 8
 SCRYPT_ROUNDS = 2**18
@@ -53,7 +54,8 @@ class WalletFolder:
         scrypt_rounds: int = SCRYPT_ROUNDS,
     ) -> WalletEntry:
         """A wallet with a given key. Raises ConfigError on a bad name, a short password or a name in use."""
-        from eth_account import Account
+        with recursion_limit():
+            from eth_account import Account
 
         path = self._path(name)
         if len(password) < PASSWORD_LENGTH_MIN:
@@ -91,7 +93,8 @@ class WalletFolder:
 
     def load(self, name: str, password: str) -> bytes:
         """The private key. Raises ConfigError on a wrong password or a file that is no keystore."""
-        from eth_account import Account
+        with recursion_limit():
+            from eth_account import Account
 
         path = self._path(name)
         keystore = _read(path)

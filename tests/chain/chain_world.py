@@ -22,7 +22,7 @@ from citrate_node.protocol.certificate import (
     validator_set_hash,
 )
 
-BLOCK_TIME_S = 0.2
+BLOCK_TIME_S = 0.1
 
 
 def key(name: str) -> bytes:
