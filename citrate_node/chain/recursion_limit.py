@@ -2,7 +2,7 @@
 
 web3 and eth_account import py_ecc, which raises the limit of the whole process to 100,000. From then on
 deeply nested JSON from a stranger does not end in RecursionError but in a crash of the interpreter. So
-whoever imports them does it inside `recursion_limit()`, and a server that parses JSON lowers the limit for it.
+whoever imports them does it inside `recursion_limit()`, and a server lowers the limit to parse JSON.
 """
 
 from __future__ import annotations
