@@ -38,12 +38,9 @@ FINISH_VALUES = 1 << 16
 
 assert DELTA_MAX * WEIGHT_SUM < 1 << 63, "a sum of weighted deltas must fit 64 bits, however many there are"
 
-_SUM_PER_WEIGHT_STEP = 1 << (WEIGHT_SUM_BITS + DELTA_BITS - WEIGHT_BITS)
-"""Units of the accumulator (2**-48) in one unit of a weight (2**-24)."""
 
-
-def integer_weights(raw: Sequence[int]) -> tuple[int, ...]:
-    """Shares of 2**16 in proportion to `raw`, summing to exactly 2**16.
+def integer_weights(raw: Sequence[int], whole: int = WEIGHT_SUM) -> tuple[int, ...]:
+    """Shares of `whole`, 2**16, in proportion to `raw`, summing to exactly that.
 
     raw: whole numbers from 0, not all 0. Largest remainder (Hamilton): each gets the whole part of its
     share, and those left over go one each to the largest remainders, ties to the earlier position. So
@@ -55,9 +52,9 @@ def integer_weights(raw: Sequence[int]) -> tuple[int, ...]:
     total = sum(raw)
     if total == 0:
         raise ValueError("all weights are zero, there is no average")
-    shares = [value * WEIGHT_SUM // total for value in raw]
-    by_remainder = sorted(range(len(raw)), key=lambda i: (-(raw[i] * WEIGHT_SUM % total), i))
-    for position in by_remainder[: WEIGHT_SUM - sum(shares)]:
+    shares = [value * whole // total for value in raw]
+    by_remainder = sorted(range(len(raw)), key=lambda i: (-(raw[i] * whole % total), i))
+    for position in by_remainder[: whole - sum(shares)]:
         shares[position] += 1
     return tuple(shares)
 
@@ -72,14 +69,20 @@ def weighted_mean(
     BATCH_BYTES_MAX of them is held, so they may be read from disk as they are asked for.
     Raises FormatError when a file is not a delta of this codec and manifest, ValueError on wrong weights.
     """
-    return add_average(parent, manifest, weighted_sum(manifest, entries, codec))
+    weighted, total = weighted_sum(manifest, entries, codec)
+    if total != WEIGHT_SUM:
+        raise ValueError(f"weights sum to {total}, must be {WEIGHT_SUM}")
+    return add_average(parent, manifest, weighted)
 
 
-def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec) -> Int64Array:
-    """Sum of weight * delta, int64 (manifest.count,) in units of 2**-48; arguments as weighted_mean's.
+def weighted_sum(
+    manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec: Codec, weight_sum_max: int = WEIGHT_SUM
+) -> tuple[Int64Array, int]:
+    """Sum of weight * delta, deltas in units of 2**-32, int64 (manifest.count,); and the sum of the weights.
 
-    Cannot overflow: every |delta| is below 127 and the weights sum to 2**16, so |sum| < 2**55.
+    Cannot overflow: every |delta| is below 127 and the weights sum to at most 2**24, so |sum| < 2**63.
     """
+    assert weight_sum_max * DELTA_MAX < 1 << 63
     accumulator = np.zeros(manifest.count, dtype=np.int64)
     total = 0
     for batch in _batches(entries):
@@ -88,30 +91,34 @@ def weighted_sum(manifest: Manifest, entries: Iterable[tuple[int, bytes]], codec
             if weight < 0:
                 raise ValueError(f"weight {weight} is below zero")
             total += weight
-            if total > WEIGHT_SUM:
-                raise ValueError(f"weights sum to more than {WEIGHT_SUM}")
+            if total > weight_sum_max:
+                raise ValueError(f"weights sum to more than {weight_sum_max}")
             payloads.append((weight, unwrap_payload(data, codec, manifest)))
         codec.accumulate_all(payloads, manifest.count, accumulator)
-    if total != WEIGHT_SUM:
-        raise ValueError(f"weights sum to {total}, must be {WEIGHT_SUM}")
-    return accumulator
+    return accumulator, total
 
 
-def add_average(parent: AdapterWeights, manifest: Manifest, weighted: Int64Array) -> AdapterWeights:
-    """The parent plus a weighted sum in units of 2**-48: one division toward zero, then saturation.
+def add_average(
+    parent: AdapterWeights,
+    manifest: Manifest,
+    weighted: Int64Array,
+    weight_bits: int = WEIGHT_SUM_BITS,
+) -> AdapterWeights:
+    """The parent plus a weighted sum whose weights sum to 2**weight_bits: one division toward zero, then
+    saturation.
 
     weighted: int64 (manifest.count,). It is used up, so that no third vector is needed: when every tensor
     moves, it becomes the new values.
     """
     if weighted.shape != (manifest.count,):
         raise FormatError("values_shape", f"{weighted.shape} sums for {manifest.count} values")
-    places = parent.places(manifest)
+    sum_per_weight_step = 1 << (weight_bits + DELTA_BITS - WEIGHT_BITS)
     values = weighted if manifest == parent.manifest else parent.values.copy()
     at = 0
-    for place in places:
+    for place in parent.places(manifest):
         for start in range(place.start, place.stop, FINISH_VALUES):
             stop = min(start + FINISH_VALUES, place.stop)
-            step = divide_toward_zero(weighted[at : at + stop - start], _SUM_PER_WEIGHT_STEP)
+            step = divide_toward_zero(weighted[at : at + stop - start], sum_per_weight_step)
             values[start:stop] = canonical_weights(parent.values[start:stop] + step)
             at += stop - start
     return replace(parent, values=values)
