@@ -159,7 +159,7 @@ class SafeGossipSub(GossipSub):  # type: ignore[misc]
         await super().handle_iwant(iwant_msg, sender_peer_id)
 
     async def handle_graft(self, graft_msg: Any, sender_peer_id: Any) -> None:
-        if graft_msg.topicID in self.mesh:
+        if graft_msg.topicID in self.mesh:  # a PRUNE in answer would keep us out for a minute if we join now
             await super().handle_graft(graft_msg, sender_peer_id)
 
     async def handle_prune(self, prune_msg: Any, sender_peer_id: Any) -> None:
@@ -206,6 +206,7 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
     async def stream_handler(self, stream: Stream) -> None:
         """Read a peer's frames until it ends; whatever it sends, only its own stream pays for it."""
         peer = stream.muxed_conn.peer_id
+        self._forget_all_subscriptions(peer)  # a stream begins with all of them; older ones may be outdated
         try:
             await self._read_frames(stream, peer)
             return
@@ -226,12 +227,6 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
                 stream = self.peers.get(peer_id)
                 if not self._peer_is_connected(peer_id) or (stream is not None and _is_dead(stream)):
                     self._handle_dead_peer(peer_id)
-
-    async def _handle_new_peer(self, peer_id: Any) -> None:
-        stream = self.peers.get(peer_id)
-        if stream is not None and _is_dead(stream):
-            self._drop_stream(peer_id)
-        await super()._handle_new_peer(peer_id)
 
     def _handle_dead_peer(self, peer_id: Any) -> None:
         """Forget a peer that left; of one that is still (or again) connected only the stream is renewed.

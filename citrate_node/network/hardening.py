@@ -184,7 +184,7 @@ def make_host(config: NetworkConfig, ledger: Ledger) -> Any:
     key_pair = create_new_key_pair(config.identity_seed)
     # by default plaintext would be offered too, and accepted
     security = {NOISE_PROTOCOL: Noise(key_pair, noise_privkey=create_new_noise_key_pair().private_key)}
-    # its circuit breaker and "degradation" deny everybody service once one peer has run into a limit
+    # no circuit breaker, no "degradation": limits that move by themselves are none
     resources = ResourceManager(
         limits=ResourceLimits(max_connections=2 * config.connections_max, max_streams=16_384),
         connection_limits=ConnectionLimits(

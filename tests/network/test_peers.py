@@ -7,6 +7,9 @@ import threading
 from typing import Any
 
 import pytest
+import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr
 
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.network.settings import PEERS_PROTOCOL, PeerFailed
@@ -58,24 +61,88 @@ async def test_a_peer_that_comes_back_is_redialled_and_heard(
     await first.stop()
 
 
-async def test_a_connection_that_is_replaced_at_once_still_carries_gossip(
-    start_node: Any, until: Any, meshed: Any
+async def test_a_node_that_is_back_before_its_old_connection_has_closed_is_greeted_anew(
+    start_node: Any, build_node: Any, meshed: Any
 ) -> None:
-    """A peer back within a fifth of a second: its old gossip stream is dead, what it announces is new."""
+    """The gossip stream died with the old connection, the peer's subscriptions came over the new one.
+
+    Bare, the peer counts as greeted because of the first and is forgotten because of its end: the restarted
+    node never learns who listens, and publishes to nobody.
+    """
+    node = await start_node(1)
+    await node.subscribe(TOPIC)
+    other = build_node(2, peers=node.addresses)
+    await other.start()
+    await other.subscribe(TOPIC)
+    for number in range(5):
+        await meshed(node, TOPIC)
+        await meshed(other, TOPIC)
+        leaving, other = other, build_node(2, peers=node.addresses)
+        farewell = asyncio.create_task(leaving.stop())
+        await asyncio.sleep(0.02 * number)
+        await other.start()
+        await other.subscribe(TOPIC)
+        await farewell
+    await meshed(node, TOPIC)
+    await meshed(other, TOPIC)
+    await other.publish(TOPIC, b"back")
+    await node.publish(TOPIC, b"welcome")
+    assert (await asyncio.wait_for(node.inbox.get(), 5)).data == b"back"
+    assert (await asyncio.wait_for(other.inbox.get(), 5)).data == b"welcome"
+    await other.stop()
+
+
+async def test_a_second_connection_takes_over_gossip_when_the_first_one_ends(
+    start_node: Any, meshed: Any, until: Any, on_trio: Any
+) -> None:
+    """Two nodes that dialled each other have two; bare, gossip stays tied to the first and dies with it."""
     left = await start_node(1)
-    right = await start_node(2, peers=left.addresses, redial_ms=1, redial_ms_max=1)
+    right = await start_node(2, peers=left.addresses)
     for node in (left, right):
         await node.subscribe(TOPIC)
-    for number in range(5):
-        await meshed(left, TOPIC)
-        await meshed(right, TOPIC)
-        await left.publish(TOPIC, b"%d" % number)
-        await right.publish(TOPIC, b"%d" % number)
-        assert (await asyncio.wait_for(right.inbox.get(), 10)).data == b"%d" % number
-        assert (await asyncio.wait_for(left.inbox.get(), 10)).data == b"%d" % number
-        left._thread.run_soon(left._parts.peers.disconnect, right.peer_id)
-        await asyncio.sleep(0.05 * number)
-    await until(lambda: right.counters()["dials"] >= 5)
+    await meshed(left, TOPIC)
+    transport, _, peer_id = left.addresses[0].partition("/p2p/")
+    swarm = right._parts.host.get_network()
+
+    async def replace() -> None:
+        (old,) = swarm.get_connections(ID.from_base58(peer_id))
+        await swarm.dial_addr(Multiaddr(transport), ID.from_base58(peer_id))
+        await trio.sleep(0.2)
+        await old.close()
+
+    async def reached(node: Any) -> list[bool]:
+        pubsub = node._parts.pubsub
+        listeners = pubsub.peer_topics.get(TOPIC, set()) & pubsub.peers.keys()
+        return [not pubsub.peers[peer].muxed_conn.is_closed for peer in listeners]
+
+    async def are_renewed() -> bool:
+        return [await on_trio(node, lambda node=node: reached(node)) for node in (left, right)] == [
+            [True]
+        ] * 2
+
+    await on_trio(right, replace)
+    await until(are_renewed, seconds=5)
+    await meshed(left, TOPIC)
+    await meshed(right, TOPIC)
+    await left.publish(TOPIC, b"from left")
+    assert (await asyncio.wait_for(right.inbox.get(), 5)).data == b"from left"
+
+
+async def test_a_node_that_is_back_at_once_without_its_topics_is_no_longer_sent_them(
+    start_node: Any, build_node: Any, meshed: Any, until: Any
+) -> None:
+    node = await start_node(1)
+    await node.subscribe(TOPIC)
+    other = build_node(2, peers=node.addresses)
+    await other.start()
+    await other.subscribe(TOPIC)
+    await meshed(node, TOPIC)
+    farewell = asyncio.create_task(other.stop())
+    await start_node(2, peers=node.addresses)
+    await farewell
+    await asyncio.sleep(1.5)  # a heartbeat would graft whoever counts as a subscriber
+    assert node.connected_peers() == (other.peer_id,)
+    assert await node.mesh_peers(TOPIC) == ()
 
 
 async def test_a_blocked_peer_is_disconnected_refused_and_let_in_again(

@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+import trio
 
 from citrate_node.network.settings import REQUEST_PROTOCOL, NetworkStopped, PeerFailed
 
@@ -170,4 +171,36 @@ async def test_a_peer_that_announces_an_endless_request_is_blamed(start_node: An
 
     await asking._thread.call(attack)
     await until(lambda: answering.counters().get("penalties") == 1)
+    assert await asking.request(answering.peer_id, b"x") == b"answer to x"
+
+
+async def test_giving_up_while_a_stream_opens_keeps_no_slot_of_the_connection(
+    start_node: Any, until: Any, on_trio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bare, each such cancellation costs one of 256 slots, until the connection opens no more streams."""
+    asking, answering = await pair(start_node, until)
+    ((connection,),) = asking._parts.host.get_network().connections.values()
+    muxer, scope = connection.muxed_conn, trio.CancelScope()
+    write_frame = muxer._write_frame
+
+    async def write_and_lose_patience(data: bytes) -> None:
+        await write_frame(data)
+        scope.cancel()
+        await trio.lowlevel.checkpoint()
+
+    async def ask() -> int:
+        nonlocal scope
+        free = muxer.stream_backlog_semaphore.value
+        monkeypatch.setattr(muxer, "_write_frame", write_and_lose_patience)
+        for _ in range(20):
+            scope = trio.CancelScope()
+            with scope:
+                await asking._parts.requests.ask(muxer.peer_id, b"x")
+        monkeypatch.setattr(muxer, "_write_frame", write_frame)
+        with trio.move_on_after(5):
+            while muxer.stream_backlog_semaphore.value != free:
+                await trio.sleep(0.02)
+        return int(free - muxer.stream_backlog_semaphore.value)
+
+    assert await on_trio(asking, ask) == 0
     assert await asking.request(answering.peer_id, b"x") == b"answer to x"
