@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-WORKER = Path(__file__).with_name("network_worker.py")
+FOLDER = Path(__file__).parent
 
 
 class Workers:
@@ -35,12 +35,13 @@ class Workers:
                 process.kill()
                 self.exit_codes.append(await process.wait())
 
-    async def start(self, number: int, peers: list[str]) -> list[str]:
-        """Start one node; its addresses."""
+    async def start(self, number: int, peers: list[str], *, bare: bool = False) -> list[str]:
+        """Start one node, ours or py-libp2p as it is; its addresses."""
+        worker = FOLDER / ("bare_worker.py" if bare else "network_worker.py")
         options = json.dumps({"number": number, "peers": peers, "topic": self._topic})
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            str(WORKER),
+            str(worker),
             options,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
