@@ -13,7 +13,8 @@ import numpy as np
 
 from .adapter import AdapterWeights
 from .codecs import Codec, unwrap_payload
-from .codecs.base import Payload
+from .codecs.base import Payload, ranges
+from .kernels import kernels_for
 from .tensors import (
     DELTA_BITS,
     DELTA_MAX,
@@ -83,8 +84,8 @@ def weighted_sum(
     Cannot overflow: every |delta| is below 127 and the weights sum to at most 2**24, so |sum| < 2**63.
     """
     assert weight_sum_max * DELTA_MAX < 1 << 63
-    accumulator = np.zeros(manifest.count, dtype=np.int64)
-    total = 0
+    accumulator = np.empty(manifest.count, dtype=np.int64)
+    fresh, total = True, 0
     for batch in _batches(entries):
         payloads: list[tuple[int, Payload]] = []
         for weight, data in batch:
@@ -94,7 +95,12 @@ def weighted_sum(
             if total > weight_sum_max:
                 raise ValueError(f"weights sum to more than {weight_sum_max}")
             payloads.append((weight, unwrap_payload(data, codec, manifest)))
-        codec.accumulate_all(payloads, manifest.count, accumulator)
+        codec.accumulate_all(payloads, manifest.count, accumulator, fresh=fresh)
+        fresh = False
+        payloads.clear()
+        batch.clear()  # or these files would be held while the next ones are read
+    if fresh:
+        accumulator.fill(0)
     return accumulator, total
 
 
@@ -112,14 +118,21 @@ def add_average(
     """
     if weighted.shape != (manifest.count,):
         raise FormatError("values_shape", f"{weighted.shape} sums for {manifest.count} values")
-    sum_per_weight_step = 1 << (weight_bits + DELTA_BITS - WEIGHT_BITS)
+    step_bits = weight_bits + DELTA_BITS - WEIGHT_BITS
     values = weighted if manifest == parent.manifest else parent.values.copy()
+    kernels = kernels_for(manifest.count)
     at = 0
     for place in parent.places(manifest):
-        for start in range(place.start, place.stop, FINISH_VALUES):
-            stop = min(start + FINISH_VALUES, place.stop)
-            step = divide_toward_zero(weighted[at : at + stop - start], sum_per_weight_step)
-            values[start:stop] = canonical_weights(parent.values[start:stop] + step)
+        for start, stop in ranges(place.start, place.stop, FINISH_VALUES):
+            before, after = parent.values[start:stop], values[start:stop]
+            part = weighted[at : at + stop - start]
+            if kernels is not None:
+                kernels.add_step(before, part, step_bits, after)
+            else:
+                np.add(before, divide_toward_zero(part, 1 << step_bits), out=after)
+            canonical = canonical_weights(after)
+            if canonical is not after:
+                after[:] = canonical
             at += stop - start
     return replace(parent, values=values)
 

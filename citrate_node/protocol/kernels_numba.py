@@ -71,6 +71,13 @@ def int8_encode(values: Any, bits: Any, scales: Any, codes: Any) -> bool:
     return True
 
 
+@njit(nogil=True, error_model="numpy", inline="always")
+def _is_canonical(scale: Any, most: Any, least: Any) -> Any:
+    """int8._check_blocks of a block with this largest and smallest code."""
+    largest = max(np.int64(most), -np.int64(least))
+    return largest == 127 if scale else largest == 0
+
+
 @njit(nogil=True, error_model="numpy")
 def int8_add_pair(
     scales_a: Any, codes_a: Any, weight_a: Any, scales_b: Any, codes_b: Any, weight_b: Any, accumulator: Any
@@ -86,15 +93,72 @@ def int8_add_pair(
             least_a = min(least_a, codes_a[row, i])
             most_b = max(most_b, codes_b[row, i])
             least_b = min(least_b, codes_b[row, i])
-        largest_a = max(np.int64(most_a), -np.int64(least_a))
-        largest_b = max(np.int64(most_b), -np.int64(least_b))
-        if largest_a != (127 if scales_a[row] else 0) or largest_b != (127 if scales_b[row] else 0):
+        if not _is_canonical(scales_a[row], most_a, least_a):
+            return False
+        if not _is_canonical(scales_b[row], most_b, least_b):
             return False
         factor_a = np.int64(scales_a[row]) * weight_a
         factor_b = np.int64(scales_b[row]) * weight_b
         for i in range(256):
             accumulator[row, i] += factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
     return True
+
+
+@njit(nogil=True, error_model="numpy")
+def int8_add_four(
+    scales_a: Any,
+    codes_a: Any,
+    weight_a: Any,
+    scales_b: Any,
+    codes_b: Any,
+    weight_b: Any,
+    scales_c: Any,
+    codes_c: Any,
+    weight_c: Any,
+    scales_d: Any,
+    codes_d: Any,
+    weight_d: Any,
+    accumulator: Any,
+) -> bool:
+    """int8_add_pair for four payloads."""
+    for row in range(scales_a.size):
+        most_a = least_a = most_b = least_b = np.int8(0)
+        most_c = least_c = most_d = least_d = np.int8(0)
+        for i in range(256):
+            most_a = max(most_a, codes_a[row, i])
+            least_a = min(least_a, codes_a[row, i])
+            most_b = max(most_b, codes_b[row, i])
+            least_b = min(least_b, codes_b[row, i])
+        for i in range(256):
+            most_c = max(most_c, codes_c[row, i])
+            least_c = min(least_c, codes_c[row, i])
+            most_d = max(most_d, codes_d[row, i])
+            least_d = min(least_d, codes_d[row, i])
+        if not _is_canonical(scales_a[row], most_a, least_a):
+            return False
+        if not _is_canonical(scales_b[row], most_b, least_b):
+            return False
+        if not _is_canonical(scales_c[row], most_c, least_c):
+            return False
+        if not _is_canonical(scales_d[row], most_d, least_d):
+            return False
+        factor_a = np.int64(scales_a[row]) * weight_a
+        factor_b = np.int64(scales_b[row]) * weight_b
+        factor_c = np.int64(scales_c[row]) * weight_c
+        factor_d = np.int64(scales_d[row]) * weight_d
+        for i in range(256):
+            first = factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
+            second = factor_c * np.int64(codes_c[row, i]) + factor_d * np.int64(codes_d[row, i])
+            accumulator[row, i] += first + second
+    return True
+
+
+@njit(nogil=True, error_model="numpy")
+def add_step(before: Any, weighted: Any, bits: Any, after: Any) -> None:
+    """after = before + tensors.divide_toward_zero(weighted, 2**bits), one pass; `after` may be `weighted`."""
+    below = (np.int64(1) << bits) - 1
+    for i in range(before.size):
+        after[i] = before[i] + ((weighted[i] + ((weighted[i] >> 63) & below)) >> bits)
 
 
 @njit(nogil=True, error_model="numpy")
@@ -169,7 +233,9 @@ def topk_select(bits: Any, places: Any) -> bool:
     """
     kept = places.shape[1]
     magnitudes = np.empty(4096, dtype=np.int32)
-    chosen = np.empty(4097, dtype=np.int64)
+    marks = np.empty(4096, dtype=np.uint8)
+    groups = marks.view(np.uint64)
+    chosen = np.empty(4096, dtype=np.int64)
     guess = np.int32(0)
     for row in range(bits.shape[0]):
         largest = np.int32(0)
@@ -196,10 +262,15 @@ def topk_select(bits: Any, places: Any) -> bool:
                 middle = max(half, np.int32(above - step))
             step = min(np.int32(step * 4), np.int32(1 << 28))
         guess = least
-        found = np.int64(0)
         for i in range(4096):
-            chosen[found] = i
-            found += np.int64(1) if magnitudes[i] >= least else np.int64(0)
+            marks[i] = np.uint8(1) if magnitudes[i] >= least else np.uint8(0)
+        found = 0
+        for group in range(512):  # most groups of eight have none
+            if groups[group]:
+                for i in range(8 * group, 8 * group + 8):
+                    if marks[i]:
+                        chosen[found] = i
+                        found += 1
         surplus = count - kept  # of those equal to the smallest, the last ones are not kept
         for position in range(found - 1, -1, -1):
             if not surplus:

@@ -15,6 +15,7 @@ and multi-Krum; elsewhere every signal counts once, since a weight is what an at
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import isqrt
@@ -41,6 +42,12 @@ WEISZFELD_STEPS_MAX = 512
 
 WINDOW_VALUES = 1 << 20
 """Decoded values held at once by a coordinate rule, over all deltas: 8 MiB as int64."""
+
+NETWORK_ROWS_MAX = 64
+"""Up to here a sorting network has few enough comparisons (543 for 64 rows)."""
+
+NETWORK_COLUMNS = 4096
+"""Columns sorted at a time, so that 64 rows of them stay in the cache."""
 
 MIXED = "nearest_"
 """Prefix of a rule that follows nearest-neighbour mixing."""
@@ -199,18 +206,55 @@ def trimmed_mean(values: Int64Array, dishonest: int) -> Int64Array:
     Source: Yin et al. 2018, arXiv:1803.01498.
     """
     dropped = _tolerated(len(values), dishonest)
-    kept = np.sort(values, axis=0)[dropped : len(values) - dropped]
-    return _mean_of_rows(kept)
+    return _mean_of_rows(sorted_rows(values)[dropped : len(values) - dropped])
 
 
 def median(values: Int64Array, dishonest: int) -> Int64Array:
     """Per coordinate, the middle value, or the average of the two middle ones.
 
-    Breakdown: 1/2. Cost: a partial sort of K per coordinate. Source: Yin et al. 2018, arXiv:1803.01498.
+    Breakdown: 1/2. Cost: a sort of K per coordinate. Source: Yin et al. 2018, arXiv:1803.01498.
     """
-    low, high = (len(values) - 1) // 2, len(values) // 2
-    middle = np.partition(values, [low, high], axis=0)[low : high + 1]
-    return _mean_of_rows(middle)
+    return _mean_of_rows(sorted_rows(values)[(len(values) - 1) // 2 : len(values) // 2 + 1])
+
+
+def sorted_rows(values: Int64Array) -> Int64Array:
+    """Each column of int64 (K, n) in ascending order.
+
+    Up to 64 rows by a sorting network, whose comparisons run along whole rows, in vector instructions; five
+    times as fast as sorting column by column.
+    """
+    if len(values) > NETWORK_ROWS_MAX:
+        return np.sort(values, axis=0)
+    ordered = np.empty_like(values)
+    for start, stop in ranges(0, values.shape[1], NETWORK_COLUMNS):
+        rows = list(values[:, start:stop].copy())
+        spare = np.empty(stop - start, dtype=np.int64)
+        for i, j in _comparisons(len(rows)):
+            np.minimum(rows[i], rows[j], out=spare)
+            np.maximum(rows[i], rows[j], out=rows[j])
+            rows[i], spare = spare, rows[i]
+        np.stack(rows, out=ordered[:, start:stop])
+    return ordered
+
+
+@functools.cache
+def _comparisons(count: int) -> tuple[tuple[int, int], ...]:
+    """Batcher's merge exchange: pairs of rows to put in order, one after the other.
+
+    Source: Knuth, The Art of Computer Programming, volume 3, 5.2.2, algorithm M.
+    """
+    pairs: list[tuple[int, int]] = []
+    top = 1 << max((count - 1).bit_length() - 1, 0)
+    step = top
+    while step > 0:
+        reach, offset, distance = top, 0, step
+        while True:
+            pairs.extend((i, i + distance) for i in range(count - distance) if i & step == offset)
+            if reach == step:
+                break
+            distance, reach, offset = reach - step, reach // 2, step
+        step //= 2
+    return tuple(pairs)
 
 
 def neighbours(gram: Gram, dishonest: int) -> list[list[int]]:

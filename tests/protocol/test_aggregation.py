@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_adapters import small_adapter, small_delta
 
+from citrate_node.protocol import aggregation
 from citrate_node.protocol.adapter import AdapterWeights
 from citrate_node.protocol.aggregation import WEIGHT_SUM, integer_weights, weighted_mean
 from citrate_node.protocol.codecs import CODECS, codec, decode_delta, encode_delta
@@ -100,6 +102,38 @@ def test_only_the_moving_factor_moves() -> None:
     moved = np.abs(result.select(only_b) - parent.select(only_b))
     expected = np.abs(decode_delta(delta, INT8, only_b, LIMITS)) // 256
     assert np.array_equal(moved, expected)
+
+
+def test_files_are_let_go_of_once_they_are_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand signals must not need the memory of a thousand."""
+    monkeypatch.setattr(aggregation, "BATCH_BYTES_MAX", 40_000)
+    parent = small_adapter(modules={"q": (1000, 10)})
+    manifest = parent.manifest.subset("lora_B")
+    data = encode_delta(INT8, manifest, small_delta(1, manifest.count))
+    most = 0
+
+    def entries() -> Iterator[tuple[int, bytes]]:
+        nonlocal most
+        for weight in integer_weights([1] * 200):
+            yield weight, CountedBytes(data)
+            most = max(most, CountedBytes.alive)
+
+    weighted_mean(parent, manifest, entries(), INT8)
+    assert CountedBytes.alive == 0
+    assert len(data) * most <= 40_000 + 2 * len(data)
+
+
+class CountedBytes(bytes):
+    """A file that is known to be held or not."""
+
+    alive = 0
+
+    def __new__(cls, data: bytes) -> CountedBytes:
+        cls.alive += 1
+        return super().__new__(cls, data)
+
+    def __del__(self) -> None:
+        CountedBytes.alive -= 1
 
 
 def test_weights_that_do_not_sum_to_the_whole_are_refused() -> None:

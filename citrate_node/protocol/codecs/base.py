@@ -57,9 +57,18 @@ class Codec(ABC):
         return self.decode_range(data, count, 0, count)
 
     def accumulate_all(
-        self, entries: Sequence[tuple[int, Payload]], count: int, accumulator: Int64Array
+        self,
+        entries: Sequence[tuple[int, Payload]],
+        count: int,
+        accumulator: Int64Array,
+        fresh: bool = False,
     ) -> None:
-        """accumulate for several (weight, payload) at once; a codec may go through them tile by tile."""
+        """accumulate for several (weight, payload) at once; a codec may go through them tile by tile.
+
+        fresh: the accumulator holds nothing yet, whatever its memory says.
+        """
+        if fresh:
+            accumulator.fill(0)
         for weight, data in entries:
             self.accumulate(data, count, weight, accumulator)
 

@@ -71,10 +71,15 @@ class Int8(Codec):
         """codes * scale, in int64."""
         scales, codes = self._views(data, count)
         out = np.zeros(stop - start, dtype=np.int64)
-        for low, high in ranges(start, stop, CHUNK):
-            _add_blocks(
-                scales[low // BLOCK : _blocks(high)], codes[low:high], 1, out[low - start : high - start]
-            )
+        kernels = kernels_for(count)
+        whole = start
+        if kernels is not None and stop - start >= BLOCK:
+            whole = stop - (stop - start) % BLOCK
+            view = (scales[start // BLOCK :], codes[start:])
+            _add_with(kernels, [(1, *view)], 0, whole - start, out[: whole - start])
+        for low, high in ranges(whole, stop, CHUNK):
+            part = out[low - start : high - start]
+            _add_blocks(scales[low // BLOCK : _blocks(high)], codes[low:high], 1, part)
         return out
 
     def accumulate(self, data: Payload, count: int, weight: int, accumulator: Int64Array) -> None:
@@ -82,7 +87,11 @@ class Int8(Codec):
         self.accumulate_all([(weight, data)], count, accumulator)
 
     def accumulate_all(
-        self, entries: Sequence[tuple[int, Payload]], count: int, accumulator: Int64Array
+        self,
+        entries: Sequence[tuple[int, Payload]],
+        count: int,
+        accumulator: Int64Array,
+        fresh: bool = False,
     ) -> None:
         """Tile by tile through all payloads, so that the accumulator passes through memory once."""
         kernels = kernels_for(count)
@@ -91,12 +100,18 @@ class Int8(Codec):
         if kernels is not None:
             whole = count - count % BLOCK
             for start, stop in ranges(0, whole, TILE):
-                _add_with(kernels, views, start, stop, accumulator[start:stop])
+                tile = accumulator[start:stop]
+                if fresh:
+                    tile.fill(0)
+                _add_with(kernels, views, start, stop, tile)
         for start, stop in ranges(whole, count, CHUNK):
+            tile = accumulator[start:stop]
+            if fresh:
+                tile.fill(0)
             for weight, scales, codes in views:
                 part = slice(start // BLOCK, _blocks(stop))
                 _check_blocks(scales[part], codes[start:stop], start)
-                _add_blocks(scales[part], codes[start:stop], weight, accumulator[start:stop])
+                _add_blocks(scales[part], codes[start:stop], weight, tile)
 
     def _views(self, data: Payload, count: int) -> tuple[Scales, Codes]:
         check_length(data, self.size_bytes_max(count), count)
@@ -164,13 +179,20 @@ def _add_with(
     stop: int,
     accumulator: Int64Array,
 ) -> None:
-    """Whole blocks from start to stop of all payloads, two at a time; the last may be paired with nothing."""
+    """Whole blocks from start to stop of all payloads, four or two at a time; the last may stand for none."""
     part = slice(start // BLOCK, stop // BLOCK)
     rows = accumulator.reshape(-1, BLOCK)
-    for first in range(0, len(views), 2):
-        pair = [views[first], views[first + 1] if first + 1 < len(views) else (0, *views[first][1:])]
-        arguments = [(s[part], c[start:stop].reshape(-1, BLOCK), weight) for weight, s, c in pair]
-        if not kernels.int8_add_pair(*arguments[0], *arguments[1], rows):
-            for _, scales, codes in pair:
+    for first in range(0, len(views), 4):
+        group = views[first : first + 4]
+        while len(group) % 2 or len(group) == 3:
+            group.append((0, *group[0][1:]))
+        add = kernels.int8_add_four if len(group) == 4 else kernels.int8_add_pair
+        arguments = [
+            argument
+            for weight, scales, codes in group
+            for argument in (scales[part], codes[start:stop].reshape(-1, BLOCK), weight)
+        ]
+        if not add(*arguments, rows):
+            for _, scales, codes in group:
                 _check_blocks(scales[part], codes[start:stop], start)
             raise AssertionError("the kernel refused a block that numpy takes")
