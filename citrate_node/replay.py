@@ -85,7 +85,13 @@ def recorded_genesis(recording: Recording) -> NetworkState:
         weights = decode_adapter(data, limits)
     except FormatError as error:
         raise ReplayDifference(f"genesis weights: {error}") from None
-    identity = network_id(network.chain_id, network.genesis_block_hash, network.contract, preset.digest())
+    identity = network_id(
+        network.chain_id,
+        network.genesis_block_hash,
+        network.contract,
+        network.genesis_record_hash,
+        preset.digest(),
+    )
     return genesis_state(
         preset, identity, network.nodes, network.adapter_id, weights, network.genesis_record_hash
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ def print_json(facts: dict[str, Any]) -> None:
 def reporter(json_lines: bool, name: str) -> Report:
     """A function that shows one fact: JSON with the node's name, or `name  what  fact value ...`."""
     if json_lines:
-        return lambda facts: print_json({**facts, "node": name})
+        return lambda facts: print_json({**facts, "node": name, "time": round(time.time(), 3)})
 
     def show(facts: dict[str, Any]) -> None:
         rest = "  ".join(f"{key} {_short(value)}" for key, value in facts.items() if key != "type")

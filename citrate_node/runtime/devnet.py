@@ -377,6 +377,8 @@ class Devnet:
 
     def _losses(self, stop: asyncio.Event) -> dict[str, Losses]:
         """Runs in a thread; a stop ends it at the next part."""
+        # two torch threads that spin while they wait for each other crawl on a machine with other work
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         from ..training.summary import summarize
 
         def on_progress(done: int, of: int) -> None:

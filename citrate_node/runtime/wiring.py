@@ -174,7 +174,11 @@ class _Place:
         place.first_weights = ContentId(first.weights_hash, first.size_bytes)
         place.genesis_record_hash = await chain.genesis_record_hash()
         place.network_id = network_id(
-            place.chain_id, await chain.genesis_block_hash(), place.contract, preset.digest()
+            place.chain_id,
+            await chain.genesis_block_hash(),
+            place.contract,
+            place.genesis_record_hash,
+            preset.digest(),
         )
         return place
 

@@ -113,6 +113,7 @@ class Cluster:
             self.chain.chain_id,
             self.genesis_block_hash,
             self.chain.contract,
+            GENESIS_RECORD_HASH,
             options.preset.digest(),
         )
         self.genesis = genesis_state(
