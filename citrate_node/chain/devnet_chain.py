@@ -146,6 +146,23 @@ class DevnetChain:
             except OSError as error:
                 raise ServiceError(f"cannot save the chain in {self._folder}: {error.strerror}") from error
 
+    async def pause(self) -> None:
+        """No more blocks until `resume`: nodes that still load their models must not miss a phase.
+
+        Nothing happens with the Python program, or with a block time that is no whole number of seconds. A
+        chain that has to be restarted meanwhile makes blocks again.
+        """
+        await self._set_interval(0)
+
+    async def resume(self) -> None:
+        """Blocks again, at the usual interval."""
+        await self._set_interval(int(self._block_time_s))
+
+    async def _set_interval(self, seconds: int) -> None:
+        process = self._process
+        if process is not None and self._binary is not None and self._block_time_s == int(self._block_time_s):
+            await process.rpc.request("evm_setIntervalMining", seconds)
+
     # ---------------------------------------------------------------- starting
 
     def _take_lock(self) -> IO[bytes]:

@@ -79,6 +79,7 @@ class Devnet:
     delta_bytes: int = 0
     """Size of the latest signal's delta, and of the same values as float32."""
     float32_bytes: int = 0
+    _chain_failed: asyncio.Task[ServiceError] | None = None
     chain: DevnetChain | None = None
     """The embedded chain; None with an --rpc-url."""
 
@@ -96,6 +97,9 @@ class Devnet:
             self.show(self._wallet_facts(factory, rpc_url))
             await self._start_nodes(stack, rpc_url)
             await self._open_network(factory, stop)
+            if self.chain is not None:
+                self._chain_failed = asyncio.create_task(self.chain.wait_failed())
+                stack.callback(self._chain_failed.cancel)
             reached = await self._follow(factory, stop)
             self._read_memory()
             await self._stop_nodes()
@@ -229,9 +233,13 @@ class Devnet:
             node.start()
 
     async def _open_network(self, factory: AdapterFactory, stop: asyncio.Event) -> None:
-        """Once, when the nodes have loaded: the founder opens the adapter, and checkpoint 1 begins."""
-        if await factory.opened_block(self.adapter_id) is not None:
-            return
+        """When the nodes have loaded: the founder opens the adapter, once, and checkpoint 1 begins.
+
+        On a folder that has begun before, the embedded chain waits for the nodes instead.
+        """
+        begun = await factory.opened_block(self.adapter_id) is not None
+        if begun and self.chain is not None:
+            await self.chain.pause()  # it goes on where it was: a phase must not pass while nodes load
         deadline = time.monotonic() + READY_SECONDS
         while time.monotonic() < deadline and not stop.is_set():
             if all(number in self.ready or node.gave_up for number, node in self.nodes.items()):
@@ -239,6 +247,10 @@ class Devnet:
             await asyncio.sleep(0.1)
         if not self.ready:
             self._raise_if_all_gave_up()
+        if begun:
+            if self.chain is not None:
+                await self.chain.resume()
+            return
         await factory.open_to_mentorship(self.folder.founder_key(), self.adapter_id)
         if self.chain is not None:
             await self.chain.snapshot()
@@ -278,6 +290,8 @@ class Devnet:
             if all(node.process_id is None for node in self.nodes.values()) and self.nodes:
                 self._raise_if_all_gave_up()
             self._read_memory()
+            if self._chain_failed is not None and self._chain_failed.done():
+                raise self._chain_failed.result()
             try:
                 last = await factory.last_checkpoint()
             except ServiceError:

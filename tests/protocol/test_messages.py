@@ -1,4 +1,4 @@
-"""Every field of every message is signed, for its kind alone; the bytes are pinned for other implementations."""
+"""Every field of every message is signed, for its kind alone; the bytes are pinned for others to read."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def test_any_other_number_is_another_network() -> None:
 def test_phases_follow_one_another_and_rounds_rotate() -> None:
     """minimal.toml: 3, 6, 9 blocks, a new round every 3."""
     phases = [phase(MINIMAL, elapsed) for elapsed in range(11)]
-    assert phases == [Phase.SIGNAL] * 3 + [Phase.EVALUATION] * 3 + [Phase.MEASUREMENT] * 3 + [Phase.FINALITY] * 2
+    assert (
+        phases == [Phase.SIGNAL] * 3 + [Phase.EVALUATION] * 3 + [Phase.MEASUREMENT] * 3 + [Phase.FINALITY] * 2
+    )
     assert [round_of(MINIMAL, elapsed) for elapsed in (0, 9, 11, 12, 15)] == [0, 0, 0, 1, 2]
 
 
@@ -121,7 +123,7 @@ def test_a_committee_is_bounded_and_is_everybody_in_a_small_network() -> None:
 
 
 def test_mentors_are_bounded_and_newcomers_keep_a_share() -> None:
-    """8 places, 2 of them by lot: with 8 of full reputation and 92 newcomers, some newcomer always mentors."""
+    """8 places, 2 of them by lot: beside 8 of full reputation some of 92 newcomers always mentors."""
     reputations = [1_000_000] * 8 + [10_000] * 92
     for number in range(50):
         mentors = draw_mentors(MINIMAL, seed(number), reputations)

@@ -1,4 +1,4 @@
-"""Reputation: a minority of liars moves nothing, nobody decides an average alone, trust is lost faster than won."""
+"""Reputation: a minority of liars moves nothing, nobody decides alone, trust is lost faster than won."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ def test_no_share_is_above_the_cap_unless_there_are_too_few_signals(raw: list[in
     present = sum(weight > 0 for weight in raw)
     if present >= 2:
         cap = max(MINIMAL.share_cap_ppm, -(-ONE_PPM // present))
-        assert max(shares) * ONE_PPM <= (cap + present) * total  # each other share rounds down by less than one ppm
+        assert (
+            max(shares) * ONE_PPM <= (cap + present) * total
+        )  # each other share rounds down by less than one ppm
 
 
 def test_a_giant_among_five_gets_the_cap_and_the_others_share_the_rest() -> None:

@@ -190,9 +190,7 @@ def test_few_examples_lower_a_weight_and_many_never_raise_it() -> None:
         others = [m for m in made.signals if m.author != identity(0).node_key]
         evaluations = [m for m in made.evaluations if m.body.signal_id in {o.id for o in others}]  # type: ignore[union-attr]
         evaluations += [evaluation(state, i, mine) for i in (1, 2, 3)]
-        result = aggregate(
-            state, CheckpointInputs((mine, *others), tuple(evaluations), deltas=made.deltas)
-        )
+        result = aggregate(state, CheckpointInputs((mine, *others), tuple(evaluations), deltas=made.deltas))
         results[examples] = next(o.weight for o in result.outcomes if o.mentor == identity(0).node_key)
     assert results[4] < results[16] == results[10_000] == 2**14
 

@@ -61,12 +61,11 @@ def test_an_encrypted_keystore_opens_with_its_password_and_no_other(tmp_path: Pa
 
 def test_a_folder_in_use_names_the_process_that_uses_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from pathlib import Path; from citrate_node.runtime.folder_lock import FolderLock\n"
+        "import sys, time; from pathlib import Path\n"
+        "from citrate_node.runtime.folder_lock import FolderLock\n"
         "lock = FolderLock(Path(sys.argv[1]), 'a node'); print('held', flush=True); time.sleep(60)"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"

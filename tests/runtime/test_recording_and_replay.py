@@ -77,7 +77,8 @@ def test_a_changed_result_is_found_by_its_field(copy: Path) -> None:
     path = copy / "checkpoints" / "000001.cbor"
     raw = decode(path.read_bytes(), size_bytes_max=1 << 20)
     record = decode_record(raw["record"])
-    forged = encode({**decode(raw["record"], size_bytes_max=1 << 20), "accuracy_ppm": record.accuracy_ppm + 1})
+    fields = decode(raw["record"], size_bytes_max=1 << 20)
+    forged = encode({**fields, "accuracy_ppm": record.accuracy_ppm + 1})
     path.write_bytes(encode({**raw, "record": forged}))
     with pytest.raises(ReplayDifference, match=r"checkpoint 1: accuracy_ppm was"):
         list(replay(Recording(copy)))
