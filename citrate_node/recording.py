@@ -5,6 +5,7 @@
     chain.jsonl             what the chain says: one line per committed checkpoint
     checkpoints/000001.cbor record and the envelopes of its inputs, canonical CBOR
     deltas/<digest>.delta   the delta files that they announce
+    parents/<digest>.safetensors   weights that compositions of a checkpoint were made from
 
 Files are named by number or content, so that several nodes may write the same recording: whoever comes first
 writes, and all write the same bytes. Written by main_loop and devnet; read by replay.
@@ -23,6 +24,7 @@ from typing import Annotated, Any
 from .errors import ConfigError
 from .protocol.certificate import Validator
 from .protocol.checkpoint import RECORD_SIZE_BYTES_MAX
+from .protocol.composition_request import CompositionRequest
 from .protocol.content_id import content_id
 from .protocol.encoding import EncodingError, Hash32, Sized, decode, encode
 from .protocol.messages import Message
@@ -132,13 +134,24 @@ class Recording:
         return self._bytes(self.folder / "genesis.safetensors")
 
     def write_checkpoint(
-        self, number: int, record: bytes, inputs: Iterable[Message], deltas: Mapping[bytes, bytes]
+        self,
+        number: int,
+        record: bytes,
+        inputs: Iterable[Message],
+        deltas: Mapping[bytes, bytes],
+        compositions: Iterable[CompositionRequest] = (),
     ) -> None:
-        """Deltas first: a checkpoint file that is there is complete."""
+        """Deltas and parents first: a checkpoint file that is there is complete."""
         for digest, data in deltas.items():
             path = self._delta_path(digest)
             if not path.exists():
                 write_atomically(path, data)
+        for request in compositions:
+            parents = (request.parent_a, request.parent_b)
+            for digest, weights in zip(request.parent_hashes, parents, strict=True):
+                path = self._parent_path(digest)
+                if not path.exists():
+                    write_atomically(path, weights.encode())
         envelopes = [m.envelope for m in sorted(inputs, key=lambda m: m.id)]
         path = self._checkpoint_path(number)
         if not path.exists():
@@ -163,6 +176,10 @@ class Recording:
     def delta(self, digest: bytes) -> bytes:
         return self._bytes(self._delta_path(digest))
 
+    def parent(self, digest: bytes) -> bytes:
+        """Weights that a composition was made from."""
+        return self._bytes(self._parent_path(digest))
+
     def add_chain_row(self, row: ChainRow) -> None:
         """Append what the chain says of a checkpoint, once per number."""
         if any(known.number == row.number for known in self.chain_rows()):
@@ -185,6 +202,9 @@ class Recording:
 
     def _delta_path(self, digest: bytes) -> Path:
         return self.folder / "deltas" / f"{digest.hex()}.delta"
+
+    def _parent_path(self, digest: bytes) -> Path:
+        return self.folder / "parents" / f"{digest.hex()}.safetensors"
 
     def _bytes(self, path: Path) -> bytes:
         try:

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from .errors import CitrateError
-from .protocol.adapter import AdapterLimits, decode_adapter
-from .protocol.checkpoint import CheckpointRecord, decode_record
+from .protocol.adapter import AdapterLimits, AdapterWeights, decode_adapter
+from .protocol.checkpoint import CheckpointRecord, RecordedUpdate, decode_record
+from .protocol.composition_request import CompositionRequest, MeasuredComposition
 from .protocol.content_id import content_id
 from .protocol.encoding import EncodingError
 from .protocol.gossip_validation import open_message
 from .protocol.identifiers import network_id
 from .protocol.messages import MentorshipSignal, Message
+from .protocol.preset import Preset
 from .protocol.rejection import Rejection
 from .protocol.state import NetworkState, genesis_state
 from .protocol.state_transition import CheckpointInputs, Outcome, is_valid_delta, process_checkpoint
@@ -81,8 +83,7 @@ def recorded_genesis(recording: Recording) -> NetworkState:
         )
     preset = network.preset
     try:
-        limits = AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
-        weights = decode_adapter(data, limits)
+        weights = decode_adapter(data, _limits(preset))
     except FormatError as error:
         raise ReplayDifference(f"genesis weights: {error}") from None
     identity = network_id(
@@ -161,8 +162,50 @@ def _inputs(
             for pair in record.equivocations
         ),
         deltas=deltas,
-        compositions=record.compositions,
+        compositions=tuple(
+            MeasuredComposition(
+                _request(recording, state, number, update),
+                take(update.measurements, "measurement of a composition"),
+            )
+            for update in record.compositions
+        ),
     )
+
+
+def _request(
+    recording: Recording, state: NetworkState, number: int, update: RecordedUpdate
+) -> CompositionRequest:
+    """A composition, computed again from its recorded parents."""
+    where = f"checkpoint {number}: composition {update.adapter_id[:8].hex()}"
+
+    def parent(digest: bytes) -> AdapterWeights:
+        data = recording.parent(digest)
+        if content_id(data).digest != digest:
+            raise ReplayDifference(
+                f"{where}: a parent was {digest.hex()}, its file gives {content_id(data).digest.hex()}"
+            )
+        try:
+            return decode_adapter(data, _limits(state.preset))
+        except FormatError as error:
+            raise ReplayDifference(f"{where}: parent {digest.hex()}: {error}") from None
+
+    request = CompositionRequest(
+        update.adapter_id, parent(update.parent_a_hash), parent(update.parent_b_hash), update.weight_a
+    )
+    try:
+        got = request.content.digest
+    except FormatError as error:
+        raise ReplayDifference(f"{where}: {error}") from None
+    if got != update.weights_hash:
+        why = " (recompressed: the bytes depend on the machine)" if request.result.recompressed else ""
+        raise ReplayDifference(
+            f"{where}: weights_hash was {update.weights_hash.hex()}, computed again {got.hex()}{why}"
+        )
+    return request
+
+
+def _limits(preset: Preset) -> AdapterLimits:
+    return AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
 
 
 def _compare_with_chain(outcome: Outcome, row: ChainRow) -> None:

@@ -40,12 +40,19 @@ class Equivocation:
 
 @dataclass(frozen=True, slots=True)
 class RecordedUpdate:
-    """A certified version of another adapter (a composition), as the record carries it."""
+    """Version 1 of a composition: what it was made from, what came out, and who measured it."""
 
     adapter_id: Hash32
+    parent_a_hash: Hash32
+    """Content digest of the first parent's weights, at the version that the chain bound."""
+    parent_b_hash: Hash32
+    weight_a: Annotated[int, Between(1, 99)]
+    """Per cent of the first parent; the second has the rest."""
     weights_hash: Hash32
     size_bytes: Annotated[int, Between(1, 2**40)]
     accuracy_ppm: Annotated[int, Between(INT64_MIN + 1, INT64_MAX)]
+    measurements: SizedIds
+    """Ascending; by a quorum of the committee, and accuracy_ppm is their weighted median."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +120,12 @@ def decode_record(data: bytes) -> CheckpointRecord:
         raise EncodingError("field equivocations must be strictly ascending")
     if any(pair.first >= pair.second for pair in record.equivocations):
         raise EncodingError("field equivocations: first must be below second")
+    for update in record.compositions:
+        if any(a >= b for a, b in itertools.pairwise(update.measurements)):
+            raise EncodingError("field compositions: measurements must be strictly ascending")
+    composed = [update.adapter_id for update in record.compositions]
+    if any(a >= b for a, b in itertools.pairwise(composed)) or record.adapter_id in composed:
+        raise EncodingError("field compositions must be strictly ascending, and of other adapters")
     return record
 
 

@@ -7,6 +7,8 @@ process_checkpoint on every input of a record. Both raise Rejection.
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 from .certificate import commitment_digest, recover_account
 from .checkpoint import CheckpointRecord, commitment_of
 from .encoding import EncodingError
@@ -53,8 +55,11 @@ def check_checkpoint(state: NetworkState, message: Message) -> None:
         raise reject(Reason.UNKNOWN_AUTHOR, message.author[:8].hex())
 
 
-def check_message(state: NetworkState, message: Message) -> None:
-    """All that the state alone can say about a message for the open checkpoint."""
+def check_message(state: NetworkState, message: Message, compositions: Container[bytes] = ()) -> None:
+    """All that the state alone can say about a message for the open checkpoint.
+
+    compositions: adapter ids of compositions that wait for version 1; the committee measures these too.
+    """
     check_checkpoint(state, message)
     if message.checkpoint != state.next_number:
         raise ignore(Reason.TOO_EARLY, f"checkpoint {message.checkpoint}, open is {state.next_number}")
@@ -62,12 +67,21 @@ def check_message(state: NetworkState, message: Message) -> None:
     if isinstance(body, MentorshipSignal):
         _check_signal(state, body)
     elif isinstance(body, Measurement):
-        if body.adapter_id != state.adapter_id:
-            raise reject(Reason.WRONG_ADAPTER, body.adapter_id[:8].hex())
+        _check_measurement(state, body, compositions)
     elif isinstance(body, (Proposal, Vote)) and body.author not in state.committee_keys:
         raise reject(Reason.NOT_DRAWN, "author is not in this checkpoint's committee")
     if isinstance(body, Proposal) and state.proposer(body.round) != body.author:
         raise reject(Reason.NOT_DRAWN, f"author is not the proposer of round {body.round}")
+
+
+def _check_measurement(state: NetworkState, body: Measurement, compositions: Container[bytes]) -> None:
+    if body.adapter_id == state.adapter_id:
+        return
+    if body.author not in state.committee_keys:
+        raise reject(Reason.NOT_DRAWN, "only the committee measures compositions")
+    if body.adapter_id not in compositions:
+        # its author may have seen a block that we have not: catch-up brings the message again
+        raise ignore(Reason.WRONG_ADAPTER, body.adapter_id[:8].hex())
 
 
 def _check_signal(state: NetworkState, signal: MentorshipSignal) -> None:

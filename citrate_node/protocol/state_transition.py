@@ -18,7 +18,8 @@ from functools import cached_property
 from .adapter import AdapterWeights
 from .aggregation import integer_weights, weighted_mean
 from .certificate import validator_set_hash
-from .checkpoint import CheckpointRecord, Equivocation, RecordedUpdate
+from .checkpoint import CheckpointRecord, Equivocation
+from .composition_request import MeasuredComposition, certified_compositions
 from .content_id import ContentId, content_id
 from .gossip_validation import check_equivocation, check_evaluation, check_message
 from .messages import Evaluation, Measurement, MentorshipSignal, Message
@@ -44,7 +45,8 @@ class CheckpointInputs:
     equivocations: tuple[tuple[Message, Message], ...] = ()
     deltas: Mapping[bytes, bytes] = field(default_factory=dict)
     """Delta hash to delta file, for every signal in `signals`."""
-    compositions: tuple[RecordedUpdate, ...] = ()
+    compositions: tuple[MeasuredComposition, ...] = ()
+    """Compositions that get their version 1; they do not touch the network's own adapter."""
 
     @cached_property
     def key(self) -> tuple[object, ...]:
@@ -177,7 +179,7 @@ def process_checkpoint(
         weights_size_bytes=content.size_bytes,
         promoted=promoted,
         accuracy_ppm=accuracy if promoted and accuracy is not None else 0,
-        compositions=tuple(sorted(inputs.compositions, key=lambda update: update.adapter_id)),
+        compositions=certified_compositions(state, inputs.compositions),
         reputations_root=reputations_root(candidate.reputations),
         state_root=after.file_content.digest,
         state_size_bytes=after.file_content.size_bytes,
@@ -256,7 +258,11 @@ def _checked_measurements(
     seen: set[bytes] = set()
     for message in messages:
         body = message.body
-        if not isinstance(body, Measurement) or body.weights_hash != candidate.content.digest:
+        if (
+            not isinstance(body, Measurement)
+            or body.adapter_id != state.adapter_id
+            or body.weights_hash != candidate.content.digest
+        ):
             raise reject(Reason.BAD_RECORD, "a measurement of other weights than the result")
         check_message(state, message)
         if body.author in seen:
