@@ -14,7 +14,10 @@ import platform
 import sys
 from pathlib import Path
 
-os.environ["OPENBLAS_NUM_THREADS"] = "1"  # read when numpy is loaded
+# Read when numpy is loaded: one thread, and the kernels of this very processor.
+os.environ.update(OPENBLAS_NUM_THREADS="1")
+os.environ.pop("OPENBLAS_CORETYPE", None)
+os.environ.pop("OPENBLAS_L2_SIZE", None)
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import aggregation_speed  # noqa: E402

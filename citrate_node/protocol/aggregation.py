@@ -143,7 +143,7 @@ def _batches(entries: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, b
     for entry in entries:
         batch.append(entry)
         size += len(entry[1])
-        if size >= BATCH_BYTES_MAX:
+        if size >= BATCH_BYTES_MAX and len(batch) % 4 == 0:  # kernels add four at a time
             yield batch
             batch, size = [], 0
     if batch:

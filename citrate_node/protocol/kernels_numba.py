@@ -80,12 +80,21 @@ def _is_canonical(scale: Any, most: Any, least: Any) -> Any:
 
 @njit(nogil=True, error_model="numpy")
 def int8_add_pair(
-    scales_a: Any, codes_a: Any, weight_a: Any, scales_b: Any, codes_b: Any, weight_b: Any, accumulator: Any
+    scales_a: Any,
+    codes_a: Any,
+    weight_a: Any,
+    scales_b: Any,
+    codes_b: Any,
+    weight_b: Any,
+    accumulator: Any,
+    fresh: Any,
 ) -> bool:
     """int8._check_blocks and int8._add_blocks of two payloads; False when a block is not canonical.
 
-    codes int8 (blocks, 256), accumulator int64 (blocks, 256). Two at once pass half as often over the latter.
+    codes int8 (blocks, 256), accumulator int64 (blocks, 256), taken as zero when `fresh`. Two payloads at
+    once pass half as often over the accumulator.
     """
+    keep = np.int64(0) if fresh else np.int64(-1)
     for row in range(scales_a.size):
         most_a = least_a = most_b = least_b = np.int8(0)
         for i in range(256):
@@ -100,7 +109,8 @@ def int8_add_pair(
         factor_a = np.int64(scales_a[row]) * weight_a
         factor_b = np.int64(scales_b[row]) * weight_b
         for i in range(256):
-            accumulator[row, i] += factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
+            both = factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
+            accumulator[row, i] = (accumulator[row, i] & keep) + both
     return True
 
 
@@ -119,8 +129,10 @@ def int8_add_four(
     codes_d: Any,
     weight_d: Any,
     accumulator: Any,
+    fresh: Any,
 ) -> bool:
     """int8_add_pair for four payloads."""
+    keep = np.int64(0) if fresh else np.int64(-1)
     for row in range(scales_a.size):
         most_a = least_a = most_b = least_b = np.int8(0)
         most_c = least_c = most_d = least_d = np.int8(0)
@@ -149,7 +161,7 @@ def int8_add_four(
         for i in range(256):
             first = factor_a * np.int64(codes_a[row, i]) + factor_b * np.int64(codes_b[row, i])
             second = factor_c * np.int64(codes_c[row, i]) + factor_d * np.int64(codes_d[row, i])
-            accumulator[row, i] += first + second
+            accumulator[row, i] = (accumulator[row, i] & keep) + (first + second)
     return True
 
 

@@ -167,7 +167,8 @@ def test_re_gauging_changes_no_decision(seed: int) -> None:
     pairs, regauged = [], []
     for _ in range(6):
         lora_b, lora_a = random.standard_normal((9, 3)), random.standard_normal((3, 8))
-        gauge = random.standard_normal((3, 3)) + 3 * np.eye(3)
+        left, right = (np.linalg.qr(random.standard_normal((3, 3)))[0] for _ in range(2))
+        gauge = left * random.uniform(0.5, 2, 3) @ right
         pairs.append((lora_b, lora_a))
         regauged.append((lora_b @ gauge, np.linalg.solve(gauge, lora_a)))
 

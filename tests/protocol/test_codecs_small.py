@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -118,6 +118,7 @@ def test_topk_is_two_levels_of_the_largest_values(values: np.ndarray, chosen: tu
 
 
 @pytest.mark.parametrize("name", CODECS)
+@settings(max_examples=30)
 @given(values_of[5000], st.integers(0, 2**16))
 def test_accumulating_adds_weight_times_the_decoded_values(name: str, values, weight: int) -> None:
     data = codec(name).encode(values)

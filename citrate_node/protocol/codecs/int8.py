@@ -70,15 +70,16 @@ class Int8(Codec):
     def decode_range(self, data: Payload, count: int, start: int, stop: int) -> Int64Array:
         """codes * scale, in int64."""
         scales, codes = self._views(data, count)
-        out = np.zeros(stop - start, dtype=np.int64)
+        out = np.empty(stop - start, dtype=np.int64)
         kernels = kernels_for(count)
         whole = start
         if kernels is not None and stop - start >= BLOCK:
             whole = stop - (stop - start) % BLOCK
             view = (scales[start // BLOCK :], codes[start:])
-            _add_with(kernels, [(1, *view)], 0, whole - start, out[: whole - start])
+            _add_with(kernels, [(1, *view)], 0, whole - start, out[: whole - start], fresh=True)
         for low, high in ranges(whole, stop, CHUNK):
             part = out[low - start : high - start]
+            part.fill(0)
             _add_blocks(scales[low // BLOCK : _blocks(high)], codes[low:high], 1, part)
         return out
 
@@ -100,10 +101,7 @@ class Int8(Codec):
         if kernels is not None:
             whole = count - count % BLOCK
             for start, stop in ranges(0, whole, TILE):
-                tile = accumulator[start:stop]
-                if fresh:
-                    tile.fill(0)
-                _add_with(kernels, views, start, stop, tile)
+                _add_with(kernels, views, start, stop, accumulator[start:stop], fresh)
         for start, stop in ranges(whole, count, CHUNK):
             tile = accumulator[start:stop]
             if fresh:
@@ -178,8 +176,11 @@ def _add_with(
     start: int,
     stop: int,
     accumulator: Int64Array,
+    fresh: bool,
 ) -> None:
     """Whole blocks from start to stop of all payloads, four or two at a time; the last may stand for none."""
+    if not views and fresh:
+        accumulator.fill(0)
     part = slice(start // BLOCK, stop // BLOCK)
     rows = accumulator.reshape(-1, BLOCK)
     for first in range(0, len(views), 4):
@@ -192,7 +193,7 @@ def _add_with(
             for weight, scales, codes in group
             for argument in (scales[part], codes[start:stop].reshape(-1, BLOCK), weight)
         ]
-        if not add(*arguments, rows):
+        if not add(*arguments, rows, fresh and first == 0):
             for _, scales, codes in group:
                 _check_blocks(scales[part], codes[start:stop], start)
             raise AssertionError("the kernel refused a block that numpy takes")
