@@ -1,0 +1,196 @@
+"""`citrate content`: files by content, in a node's store. The CIDs are Kubo's (profile unixfs-v1-2025)."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from citrate_node.content.block_store import BlockStore
+
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    help="Files by content: add, read and verify, with IPFS CIDs.",
+)
+
+STORE = typer.Option(
+    ...,
+    "--store",
+    envvar="CITRATE_STORE",
+    help="A node's data folder (it holds content/), or a store itself.",
+)
+JSON = typer.Option(False, "--json", help="One JSON object per line on stdout, nothing else.")
+MAX = typer.Option(1 << 34, "--max-bytes", min=1, help="Refuse a content above this size.")
+
+
+@contextmanager
+def _open(folder: Path, *, read_only: bool) -> Iterator[BlockStore]:
+    from citrate_node.content.block_store import BlockStore
+    from citrate_node.errors import ConfigError
+
+    path = folder / "content" if (folder / "content").is_dir() or (folder / "node.toml").exists() else folder
+    if read_only and not path.is_dir():
+        raise ConfigError(f"there is no content store at {path}\n  give a node's data folder with --store")
+    store = BlockStore(path, read_only=read_only)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _say(json_lines: bool, text: str, **facts: object) -> None:
+    from citrate_node.cli.output import print_json
+
+    if json_lines:
+        print_json(facts)
+    else:
+        typer.echo(text)
+
+
+@app.command()
+def add(
+    file: Path = typer.Argument(..., exists=True, dir_okay=False, help="The file to store and pin."),
+    store: Path = STORE,
+    json_lines: bool = JSON,
+) -> None:
+    """Store a file, pin it, and print its CID. The node that owns the store must not be running."""
+    with _open(store, read_only=False) as opened:
+        content = opened.put(file)
+    _say(json_lines, content.cid, type="added", cid=content.cid, size_bytes=content.size_bytes)
+
+
+@app.command()
+def cid(
+    file: Path = typer.Argument(..., exists=True, dir_okay=False, help="Any file; nothing is stored."),
+    json_lines: bool = JSON,
+) -> None:
+    """Print the CID that a file has, without storing it."""
+    from citrate_node.protocol.content_id import Importer
+
+    importer = Importer()
+    with file.open("rb") as source:
+        while chunk := source.read(1 << 20):
+            importer.update(chunk)
+    content = importer.finish()
+    _say(json_lines, content.cid, type="cid", cid=content.cid, size_bytes=content.size_bytes)
+
+
+@app.command()
+def cat(
+    cid: str = typer.Argument(..., help="The CID, bafkrei… or bafybei…"),
+    store: Path = STORE,
+    size_bytes_max: int = MAX,
+) -> None:
+    """Write a content to stdout. Every block is hashed before it is handed out."""
+    with _open(store, read_only=True) as opened:
+        content = opened.resolve(cid, size_bytes_max)
+        reader = opened.reader(content)
+        while (data := reader.next_bytes()) is not None:
+            sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+@app.command()
+def get(
+    cid: str = typer.Argument(..., help="The CID, bafkrei… or bafybei…"),
+    out: Path = typer.Option(..., "--out", help="File to write; it appears only when complete and verified."),
+    store: Path = STORE,
+    size_bytes_max: int = MAX,
+    json_lines: bool = JSON,
+) -> None:
+    """Write a content to a file. A file that is there already is left alone."""
+    from citrate_node.errors import ConfigError
+    from citrate_node.recording import write_atomically
+
+    if out.exists():
+        raise ConfigError(f"{out} exists\n  give another --out")
+    with _open(store, read_only=True) as opened:
+        data = opened.get_by_cid(cid, size_bytes_max)
+    write_atomically(out, data)
+    _say(json_lines, str(out), type="got", cid=cid, size_bytes=len(data), out=str(out))
+
+
+@app.command(name="ls")
+def list_contents(store: Path = STORE, json_lines: bool = JSON) -> None:
+    """List what the store keeps: CID, size, pinned, and the checkpoint that a delta serves."""
+    with _open(store, read_only=True) as opened:
+        for entry in opened.entries():
+            serves = entry.ephemeral_checkpoint
+            kept = "pinned" if entry.pinned else f"until checkpoint {serves} is final"
+            _say(
+                json_lines,
+                f"{entry.content.cid}  {entry.content.size_bytes:>12,}  {kept}",
+                type="content",
+                cid=entry.content.cid,
+                size_bytes=entry.content.size_bytes,
+                pinned=entry.pinned,
+                ephemeral_checkpoint=serves,
+            )
+
+
+@app.command()
+def pin(
+    cid: str = typer.Argument(..., help="A content that the store holds."),
+    store: Path = STORE,
+    size_bytes_max: int = MAX,
+    json_lines: bool = JSON,
+) -> None:
+    """Keep a content until it is unpinned."""
+    with _open(store, read_only=False) as opened:
+        opened.pin(opened.resolve(cid, size_bytes_max))
+    _say(json_lines, f"pinned {cid}", type="pinned", cid=cid)
+
+
+@app.command()
+def unpin(
+    cid: str = typer.Argument(..., help="A pinned content."),
+    store: Path = STORE,
+    size_bytes_max: int = MAX,
+    json_lines: bool = JSON,
+) -> None:
+    """Let a content go at the next `gc`."""
+    with _open(store, read_only=False) as opened:
+        opened.unpin(opened.resolve(cid, size_bytes_max))
+    _say(json_lines, f"unpinned {cid}", type="unpinned", cid=cid)
+
+
+@app.command()
+def gc(store: Path = STORE, json_lines: bool = JSON) -> None:
+    """Remove what nothing keeps. Deltas of checkpoints that may still be open stay."""
+    with _open(store, read_only=False) as opened:
+        report = opened.collect()
+    _say(
+        json_lines,
+        f"removed {len(report.contents_removed)} contents, {report.bytes_freed:,} bytes",
+        type="collected",
+        contents_removed=[content.cid for content in report.contents_removed],
+        contents_kept=report.contents_kept,
+        bytes_freed=report.bytes_freed,
+    )
+
+
+@app.command()
+def verify(store: Path = STORE, json_lines: bool = JSON) -> None:
+    """Read and hash everything; ends with 1 and names what is damaged."""
+    from citrate_node.errors import ServiceError
+
+    with _open(store, read_only=True) as opened:
+        report = opened.verify()
+    for damage in report.damaged:
+        _say(json_lines, f"damaged {damage.cid}: {damage.reason}", type="damaged", cid=damage.cid)
+    _say(
+        json_lines,
+        f"{report.contents} contents, {report.bytes_read:,} bytes read",
+        type="verified",
+        contents=report.contents,
+        bytes_read=report.bytes_read,
+        damaged=len(report.damaged),
+    )
+    if report.damaged:
+        raise ServiceError(f"{len(report.damaged)} contents are damaged\n  fetch them again from peers")

@@ -1,0 +1,86 @@
+"""`citrate content`: what a script and a person get, and what wrong use says."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+DATA = b"weights " * 1000
+BIG = bytes(range(256)) * (3 << 12)  # three leaves
+
+
+def citrate(*args: str | Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "citrate_node.cli.main", "content", *map(str, args)]
+    return subprocess.run(command, capture_output=True, timeout=60)
+
+
+def test_what_was_added_comes_back_by_its_cid(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    for name, data in (("small", DATA), ("big", BIG)):
+        file = tmp_path / name
+        file.write_bytes(data)
+        added = json.loads(citrate("add", file, "--store", store, "--json").stdout)
+        assert added["size_bytes"] == len(data)
+        assert citrate("cid", file).stdout.decode().strip() == added["cid"]
+        assert citrate("cat", added["cid"], "--store", store).stdout == data
+        out = tmp_path / f"{name}.out"
+        assert citrate("get", added["cid"], "--out", out, "--store", store).returncode == 0
+        assert out.read_bytes() == data
+        again = citrate("get", added["cid"], "--out", out, "--store", store)
+        assert (again.returncode, b"exists" in again.stderr) == (2, True)
+    rows = [json.loads(line) for line in citrate("ls", "--store", store, "--json").stdout.splitlines()]
+    assert {row["size_bytes"] for row in rows} == {len(DATA), len(BIG)}
+
+
+def test_a_small_file_s_cid_is_its_sha256(tmp_path: Path) -> None:
+    from citrate_node.protocol.content_id import parse_cid
+
+    (tmp_path / "f").write_bytes(DATA)
+    cid = citrate("cid", tmp_path / "f").stdout.decode().strip()
+    assert parse_cid(cid) == (0x55, hashlib.sha256(DATA).digest())
+
+
+def test_an_unpinned_content_goes_at_the_next_gc(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (tmp_path / "f").write_bytes(DATA)
+    cid = citrate("add", tmp_path / "f", "--store", store).stdout.decode().strip()
+    assert citrate("gc", "--store", store, "--json").stdout.count(cid.encode()) == 0
+    assert citrate("unpin", cid, "--store", store).returncode == 0
+    assert json.loads(citrate("gc", "--store", store, "--json").stdout)["contents_removed"] == [cid]
+    gone = citrate("cat", cid, "--store", store)
+    assert gone.returncode == 1
+    assert gone.stdout == b""
+
+
+def test_a_damaged_block_is_named_and_never_handed_out(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (tmp_path / "f").write_bytes(DATA)
+    cid = citrate("add", tmp_path / "f", "--store", store).stdout.decode().strip()
+    (block,) = [p for p in (store / "blocks").rglob("*") if p.is_file()]
+    block.chmod(0o600)
+    block.write_bytes(DATA[:-1] + b"x")
+    checked = citrate("verify", "--store", store)
+    assert checked.returncode == 1
+    assert cid.encode() in checked.stdout
+    read = citrate("cat", cid, "--store", store)
+    assert (read.returncode, read.stdout) == (1, b"")
+
+
+def test_wrong_use_says_what_is_wrong_without_a_traceback(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    (tmp_path / "f").write_bytes(DATA)
+    citrate("add", tmp_path / "f", "--store", store)
+    cases = [
+        (("cat", "QmNotOurs", "--store", store), 2, b"does not name a content"),
+        (("cat", "bafkreia", "--store", tmp_path / "nowhere"), 2, b"there is no content store"),
+        (("add", tmp_path / "absent", "--store", tmp_path / "s"), 2, b"does not exist"),
+        (("ls",), 2, b"--store"),
+    ]
+    for args, code, text in cases:
+        done = citrate(*args)
+        assert (done.returncode, text in done.stderr, b"Traceback" in done.stderr) == (code, True, False), (
+            done
+        )
