@@ -15,19 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from citrate_node.content.files import BlockFolder, named_errors, write_temporary
-from citrate_node.content.interface import (
-    CollectReport,
-    ContentDamaged,
-    ContentMissing,
-    ContentRefused,
-    Entry,
-)
-from citrate_node.content.keeping import BlockImport, Keeper, missing
-from citrate_node.content.store_folder import StoreFolder
-from citrate_node.content.tree import Walk
-from citrate_node.errors import ConfigError, ServiceError
-from citrate_node.protocol.content_id import (
+from ..errors import ConfigError, ServiceError
+from ..protocol.content_id import (
     BLOCK_SIZE_BYTES_MAX,
     LEAF_SIZE_BYTES,
     RAW,
@@ -38,6 +27,17 @@ from citrate_node.protocol.content_id import (
     decode_node,
     parse_cid,
 )
+from .files import BlockFolder, named_errors, write_temporary
+from .interface import (
+    CollectReport,
+    ContentDamaged,
+    ContentMissing,
+    ContentRefused,
+    Entry,
+)
+from .keeping import BlockImport, Keeper, missing
+from .store_folder import StoreFolder
+from .tree import Walk
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from citrate_node.content.interface import Entry, StoreFull
-from citrate_node.errors import ServiceError
-from citrate_node.protocol.content_id import Bytes, ContentId, decode_cid
+from ..errors import ServiceError
+from ..protocol.content_id import Bytes, ContentId, decode_cid
+from .interface import Entry, StoreFull
 
 _temporary_numbers = itertools.count()
 

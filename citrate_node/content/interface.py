@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from citrate_node.errors import ServiceError
-from citrate_node.protocol.content_id import ContentId
+from ..errors import ServiceError
+from ..protocol.content_id import ContentId
 
 
 class ContentMissing(ServiceError):

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from citrate_node.content.files import BlockFolder, Records, sync_folder, write_temporary
-from citrate_node.content.interface import CollectReport, ContentMissing, ContentRefused, Entry, StoreFull
-from citrate_node.content.store_folder import StoreFolder
-from citrate_node.content.tree import Walk
-from citrate_node.protocol.content_id import BLOCK_SIZE_BYTES_MAX, Bytes, ContentId
+from ..protocol.content_id import BLOCK_SIZE_BYTES_MAX, Bytes, ContentId
+from .files import BlockFolder, Records, sync_folder, write_temporary
+from .interface import CollectReport, ContentMissing, ContentRefused, Entry, StoreFull
+from .store_folder import StoreFolder
+from .tree import Walk
 
 
 class Keeper:
@@ -81,8 +81,9 @@ class Keeper:
                 self.folder.assembled_path(content).unlink(missing_ok=True)
             for path in self.folder.quarantine.iterdir():
                 path.unlink()
-            before = self.used_bytes
-            removed = self.sweep({digest for digest, _ in self.blocks.digests()})
+            present = dict(self.blocks.digests())
+            before = self.used_bytes = sum(present.values())  # a damaged file may have changed its length
+            removed = self.sweep(set(present))
             return CollectReport(doomed, len(self.entries), removed, before - self.used_bytes)
 
     def sweep(self, candidates: set[bytes]) -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
-from citrate_node.content.block_store import BlockStore, VerifyReport
-from citrate_node.content.interface import CollectReport, ContentStore, Entry
-from citrate_node.errors import ServiceError
-from citrate_node.protocol.content_id import ContentId
+from ..errors import ServiceError
+from ..protocol.content_id import ContentId
+from .block_store import BlockStore, VerifyReport
+from .interface import CollectReport, ContentStore, Entry
 
 __all__ = ["BlockStore", "ContentStore", "EmbeddedStore"]
 

@@ -16,10 +16,10 @@ import os
 import shutil
 from pathlib import Path
 
-from citrate_node.content.files import named_errors, read_regular, sync_folder, write_temporary
-from citrate_node.content.interface import StoreBusy, StoreFull
-from citrate_node.errors import ConfigError, ServiceError
-from citrate_node.protocol.content_id import ContentId
+from ..errors import ConfigError, ServiceError
+from ..protocol.content_id import ContentId
+from .files import named_errors, read_regular, sync_folder, write_temporary
+from .interface import StoreBusy, StoreFull
 
 FORMAT = b"citrate content store 1\n"
 

@@ -8,7 +8,7 @@ block arrives: bytes, nodes and depth (protocol.content_id.expected_links).
 import hashlib
 from dataclasses import dataclass
 
-from citrate_node.protocol.content_id import (
+from ..protocol.content_id import (
     BLOCK_SIZE_BYTES_MAX,
     DAG_PB,
     RAW,
