@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ..protocol.adapter import AdapterWeights
 from ..protocol.certificate import Certificate, Validator
+from ..protocol.composition_request import CompositionRequest
 from ..protocol.content_id import ContentId
 from ..protocol.messages import Message
 from ..protocol.rejection import Reason, Verdict
@@ -114,6 +115,14 @@ class Measure:
 
 
 @dataclass(frozen=True, slots=True)
+class MeasureComposition:
+    """Measure a composition against the base model alone. Its rank and targets may be any."""
+
+    weights: AdapterWeights
+    weights_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Commit:
     """Send a certificate to the contract."""
 
@@ -165,6 +174,8 @@ class Finalize:
     inputs: tuple[Message, ...] = ()
     """Messages that the record names, for whoever records the run."""
     deltas: Mapping[bytes, bytes] = field(default_factory=dict)
+    compositions: tuple[CompositionRequest, ...] = ()
+    """Compositions that got their version 1: their weights are to be kept, for others will ask for them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +197,7 @@ Action = (
     | Train
     | Evaluate
     | Measure
+    | MeasureComposition
     | Commit
     | CatchUp
     | AnswerCatchUp

@@ -13,6 +13,7 @@ from ..protocol.rejection import Reason, Rejection, Verdict
 from ..protocol.schedule import Phase
 from ..protocol.state_transition import Outcome, process_checkpoint
 from .actions import Action, CatchUp, Commit, Notice, ReportVerdict
+from .composer import Composer
 from .core import REPEAT_BLOCKS, Core
 from .evaluator import Evaluator
 from .pool import delta_hash
@@ -29,6 +30,7 @@ class Committer:
 
     core: Core
     evaluator: Evaluator
+    composer: Composer
     outcomes: dict[bytes, Outcome] = field(default_factory=dict)
     """Record hash to what this node computed for it."""
     refused: set[bytes] = field(default_factory=set)
@@ -37,7 +39,7 @@ class Committer:
     certified_at: dict[tuple[int, bytes], int] = field(default_factory=dict)
     """(round, record hash) to the block at which a quorum was first seen."""
     certificates: dict[bytes, Certificate] = field(default_factory=dict)
-    """Record hash to the votes of a quorum: kept with the checkpoint, should the chain lose its last blocks."""
+    """Record hash to the votes of a quorum: kept with the checkpoint, should the chain lose blocks."""
     sent_at: int | None = None
     valid_votes: set[bytes] = field(default_factory=set)
     """Ids of votes whose account signature was checked."""
@@ -76,7 +78,10 @@ class Committer:
                 round_number
             )  # somebody is still measuring; better a later round than no figure
             return []
-        outcome = process_checkpoint(core.state, replace(inputs, measurements=measurements), candidate)
+        # a composition can wait, the checkpoint cannot: where nobody agrees on one it is left out
+        compositions = self.composer.ready() if round_number < core.state.preset.omission_rounds else ()
+        inputs = replace(inputs, measurements=measurements, compositions=compositions)
+        outcome = process_checkpoint(core.state, inputs, candidate)
         record = outcome.record.encode()
         self.outcomes[outcome.record.hash] = outcome
         body = Proposal(core.state.network_id, core.node_key, core.state.next_number, round_number, record)
@@ -127,7 +132,7 @@ class Committer:
             self.refused.add(record_hash)
             return [ReportVerdict(Verdict.REJECT, Reason.BAD_RECORD, str(rejection))]
         if outcome is None:
-            return []  # some delta is still on its way
+            return []  # some delta, or a parent of a composition, is still on its way
         omitted = core.pool.omitted(record)
         held_back = [i for i in record.withheld if delta_hash(core.pool.by_id[i]) in core.pool.deltas]
         if (omitted or held_back) and not self._insisted(record_hash):
@@ -168,8 +173,10 @@ class Committer:
         if core.pool.missing_ids(record):
             return None
         inputs = core.pool.inputs_of(record)
-        if any(delta_hash(m) not in core.pool.deltas for m in inputs.signals):
+        compositions = self.composer.inputs_of(record)
+        if compositions is None or any(delta_hash(m) not in core.pool.deltas for m in inputs.signals):
             return None
+        inputs = replace(inputs, compositions=compositions)
         candidate = self.evaluator.candidate()
         same = candidate is not None and core.pool.inputs().key == inputs.key
         aggregation = candidate if same else core.aggregate(core.state, inputs)

@@ -1,6 +1,6 @@
 """What the parts of a node share: who it is, where the network stands, what it has signed.
 
-Used by mentor, evaluator, committer and catch_up; owned by state_machine.Node.
+Used by mentor, evaluator, composer and committer; owned by state_machine.Node.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..protocol import certificate
+from ..protocol.composition_request import CompositionRequest
 from ..protocol.messages import Body, Message, sign_message
 from ..protocol.schedule import Phase, phase, round_of
 from ..protocol.signing import node_key_of
@@ -62,13 +63,15 @@ class Core:
     head: int = 0
     pool: CheckpointPool = field(init=False)
     node_key: bytes = field(init=False)
+    pending: dict[bytes, CompositionRequest] = field(default_factory=dict)
+    """Adapter id to a composition that waits for its version 1."""
     published_at: dict[bytes, int] = field(default_factory=dict)
     """Own message id to the block of its last publication."""
 
     def __post_init__(self) -> None:
         self.node_key = self.identity.node_key
         self.head = max(self.head, self.opened_block)
-        self.pool = CheckpointPool(self.state)
+        self.pool = CheckpointPool(self.state, self.pending)
 
     @property
     def elapsed(self) -> int:
@@ -117,7 +120,7 @@ class Core:
         self.state = state
         self.opened_block = block_number
         self.head = max(self.head, block_number)
-        self.pool = CheckpointPool(state)
+        self.pool = CheckpointPool(state, self.pending)
         self.published_at = {}
         for slot in [s for s in self.journal if int(s.split("/")[1]) + 2 < state.number]:
             del self.journal[slot]

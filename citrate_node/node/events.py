@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from ..protocol.composition_request import CompositionRequest
 from ..protocol.messages import Message
 
 
@@ -87,6 +88,30 @@ class MeasurementFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterComposed:
+    """The chain asks for a composition, and the weights of both parents are here."""
+
+    request: CompositionRequest
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionSettled:
+    """The chain has version 1 of this composition, or the driver has given it up."""
+
+    adapter_id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class CompositionMeasured:
+    """Own held-out measurement of a composition against the base model alone."""
+
+    weights_hash: bytes
+    improvement_ppm: int | None
+    """None where it could not be measured."""
+    held_out_examples: int
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointCommitted:
     """The contract has accepted a checkpoint."""
 
@@ -131,6 +156,9 @@ Event = (
     | TrainingFailed
     | EvaluationFinished
     | MeasurementFinished
+    | AdapterComposed
+    | CompositionSettled
+    | CompositionMeasured
     | CheckpointCommitted
     | StateFetched
     | StateUnavailable

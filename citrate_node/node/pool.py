@@ -6,6 +6,7 @@ because a proposal that leaves it out is refused.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field
 
 from ..protocol.checkpoint import CheckpointRecord, decode_record
@@ -35,6 +36,8 @@ class CheckpointPool:
     """Everything known about the open checkpoint of `state`."""
 
     state: NetworkState
+    compositions: Container[bytes] = ()
+    """Adapter ids of compositions that wait for version 1: their measurements are taken too."""
     signals: dict[bytes, Message] = field(default_factory=dict)
     """Mentor's node key to its one signal."""
     equivocations: dict[bytes, tuple[Message, Message]] = field(default_factory=dict)
@@ -42,6 +45,8 @@ class CheckpointPool:
     """(evaluator, signal id) to evaluation, whether or not the signal is known yet."""
     measurements: dict[tuple[bytes, bytes], Message] = field(default_factory=dict)
     """(author, weights hash) to measurement."""
+    composed: dict[tuple[bytes, bytes], Message] = field(default_factory=dict)
+    """(author, adapter id) to the one measurement of a composition."""
     proposals: dict[int, Message] = field(default_factory=dict)
     """Round to proposal: a round has one proposer."""
     records: dict[bytes, CheckpointRecord] = field(default_factory=dict)
@@ -60,7 +65,7 @@ class CheckpointPool:
         """Take a message. Raises Rejection when it is invalid, a duplicate or a contradiction."""
         if message.id in self.by_id:
             raise ignore(Reason.DUPLICATE)
-        check_message(self.state, message)
+        check_message(self.state, message, self.compositions)
         body = message.body
         preset = self.state.preset
         if isinstance(body, MentorshipSignal):
@@ -107,6 +112,11 @@ class CheckpointPool:
         self.evaluations[(body.author, body.signal_id)] = message
 
     def _add_measurement(self, message: Message, body: Measurement) -> None:
+        if body.adapter_id != self.state.adapter_id:
+            if (body.author, body.adapter_id) in self.composed:
+                raise ignore(Reason.EQUIVOCATION, "a second measurement of the same composition")
+            self.composed[(body.author, body.adapter_id)] = message
+            return
         if (body.author, body.weights_hash) in self.measurements:
             raise ignore(Reason.EQUIVOCATION, "a second measurement of the same weights")
         mine = [key for key in self.measurements if key[0] == body.author]
@@ -185,6 +195,8 @@ class CheckpointPool:
         named = {*record.signals, *record.withheld, *record.evaluations, *record.measurements}
         for pair in record.equivocations:
             named |= {pair.first, pair.second}
+        for update in record.compositions:
+            named |= set(update.measurements)
         return named - self.by_id.keys()
 
     def inputs_of(self, record: CheckpointRecord) -> CheckpointInputs:

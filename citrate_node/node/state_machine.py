@@ -1,8 +1,8 @@
 """One honest node, without waiting: `handle(event)` gives the actions that follow. Pure but for its memory.
 
 Two drivers run it: runtime/main_loop.py with real services, simulation/cluster.py with pretended ones. There
-is no clock (blocks are the time), no randomness, no I/O. The parts: mentor, evaluator, committer; this file
-routes events to them and opens the next checkpoint.
+is no clock (blocks are the time), no randomness, no I/O. The parts: mentor, evaluator, composer, committer;
+this file routes events to them and opens the next checkpoint.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ from .actions import (
     StoreMessage,
 )
 from .committer import Committer
+from .composer import Composer
 from .core import REPEAT_BLOCKS, ChainIdentity, Core, Identity
 from .evaluator import Evaluator
 from .events import (
+    AdapterComposed,
     CatchUpRequested,
     CheckpointCommitted,
+    CompositionMeasured,
+    CompositionSettled,
     DeltaFetched,
     DeltaUnavailable,
     EvaluationFinished,
@@ -83,7 +87,8 @@ class Node:
         self.core = Core(identity, chain, state, opened_block, dict(journal or {}), aggregate)
         self.mentor = Mentor(self.core, mentors, dict(residuals or {}))
         self.evaluator = Evaluator(self.core, evaluates)
-        self.committer = Committer(self.core, self.evaluator)
+        self.composer = Composer(self.core, evaluates)
+        self.committer = Committer(self.core, self.evaluator, self.composer)
         self._early: dict[int, dict[bytes, Message]] = {}
         self._committed: CheckpointCommitted | None = None
         """The newest commit on chain that this node has not reached yet."""
@@ -127,6 +132,12 @@ class Node:
                 return [*self.evaluator.on_measurement_finished(event), *self.committer.tick()]
             case TrainingFailed():
                 return self._on_failed(event)
+            case AdapterComposed():
+                return self.composer.on_composed(event)
+            case CompositionSettled():
+                return self.composer.on_settled(event)
+            case CompositionMeasured():
+                return [*self.composer.on_measured(event), *self.committer.tick()]
             case CheckpointCommitted():
                 return self._on_committed(event)
             case StateFetched():
@@ -150,6 +161,7 @@ class Node:
             *self.mentor.tick(),
             *self._merge_sets(),
             *self.evaluator.tick(),
+            *self.composer.tick(),
             *self.committer.tick(),
         ]
 
@@ -237,7 +249,8 @@ class Node:
     def _finalize_computed(self, outcome: Outcome, committed: CheckpointCommitted) -> list[Action]:
         pool = self.core.pool
         record = outcome.record
-        named = (*record.signals, *record.withheld, *record.evaluations, *record.measurements)
+        named = [*record.signals, *record.withheld, *record.evaluations, *record.measurements]
+        named += [i for update in record.compositions for i in update.measurements]
         pairs = [i for pair in record.equivocations for i in (pair.first, pair.second)]
         inputs = pool.inputs_of(record)
         finalize = Finalize(
@@ -251,7 +264,9 @@ class Node:
             committee=self.core.state.committee,
             inputs=tuple(pool.by_id[i] for i in (*named, *pairs)),
             deltas=inputs.deltas,
+            compositions=outcome.compositions,
         )
+        self.composer.finalized(record)
         return [finalize, *self._open(outcome.state, committed.block_number)]
 
     def _on_state_fetched(self, event: StateFetched) -> list[Action]:
@@ -278,6 +293,7 @@ class Node:
             weights=event.weights,
             block_number=committed.block_number,
         )
+        self.composer.finalized(record)
         return [
             finalize,
             Notice("caught_up", {"checkpoint": event.number}),

@@ -19,7 +19,7 @@ from .adapter import AdapterWeights
 from .aggregation import integer_weights, weighted_mean
 from .certificate import validator_set_hash
 from .checkpoint import CheckpointRecord, Equivocation
-from .composition_request import MeasuredComposition, certified_compositions
+from .composition_request import CompositionRequest, MeasuredComposition, certified_compositions
 from .content_id import ContentId, content_id
 from .gossip_validation import check_equivocation, check_evaluation, check_message
 from .messages import Evaluation, Measurement, MentorshipSignal, Message
@@ -95,6 +95,8 @@ class Outcome:
     state: NetworkState
     record: CheckpointRecord
     aggregation: Aggregation
+    compositions: tuple[CompositionRequest, ...] = ()
+    """What the record's compositions were computed from, and with it their weights."""
 
 
 def aggregate(state: NetworkState, inputs: CheckpointInputs) -> Aggregation:
@@ -186,7 +188,8 @@ def process_checkpoint(
         validator_set_hash=state.committee_hash,
         next_validator_set_hash=validator_set_hash([state.nodes[i] for i in committee]),
     )
-    return Outcome(replace(after, record_hash=record.hash), record, candidate)
+    composed = tuple(composition.request for composition in inputs.compositions)
+    return Outcome(replace(after, record_hash=record.hash), record, candidate, composed)
 
 
 def is_valid_delta(state: NetworkState, signal: MentorshipSignal, data: bytes) -> bool:
