@@ -7,6 +7,7 @@ import os
 import stat
 from pathlib import Path
 
+from ..chain.recursion_limit import recursion_limit
 from ..errors import ConfigError
 from ..node.core import Identity
 
@@ -48,7 +49,8 @@ def read_identity(seed_file: Path, account_file: Path, password_file: Path | Non
         return Identity(seed, read_secret(account_file, "account key"))
     if password_file is None:
         raise ConfigError(f"{account_file} is encrypted\n  set keys.account_password_file in node.toml")
-    from eth_account import Account
+    with recursion_limit():
+        from eth_account import Account
 
     try:
         password = password_file.read_text().rstrip("\n")
