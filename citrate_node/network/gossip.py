@@ -12,6 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
+from weakref import WeakValueDictionary
 
 import libp2p.pubsub.gossipsub
 import libp2p.pubsub.pubsub
@@ -188,6 +189,7 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
         self.seen_messages: SeenMessages = SeenMessages()
         # from the second and a count, a node that restarts repeats numbers, and its messages are dropped
         self.counter = time.time_ns()
+        self._announced_on: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._config = config
         self._ledger = ledger
         self._validate = validate
@@ -206,7 +208,10 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
     async def stream_handler(self, stream: Stream) -> None:
         """Read a peer's frames until it ends; whatever it sends, only its own stream pays for it."""
         peer = stream.muxed_conn.peer_id
-        self._forget_all_subscriptions(peer)  # a stream begins with all of them; older ones may be outdated
+        if self._announced_on.get(peer) is not stream.muxed_conn:
+            # a node that was restarted announces all its topics; what it had before is outdated
+            self._announced_on[peer] = stream.muxed_conn
+            self._forget_all_subscriptions(peer)
         try:
             await self._read_frames(stream, peer)
             return

@@ -193,6 +193,7 @@ def make_host(config: NetworkConfig, ledger: Ledger) -> Any:
         enable_circuit_breaker=False,
         enable_graceful_degradation=False,
         enable_metrics=False,
+        enable_rate_limiting=False,  # the ledger limits connections; this limiter never forgets a peer
     )
     host = new_host(
         key_pair=key_pair,
@@ -260,11 +261,12 @@ def _refuse_blocked(swarm: Any, ledger: Ledger) -> None:
     add_conn = swarm.add_conn
 
     async def add_unless_blocked(muxed_conn: Any, direction: str = "unknown") -> Any:
-        if ledger.is_blocked(str(muxed_conn.peer_id)):
+        peer_id = str(muxed_conn.peer_id)
+        if ledger.is_blocked(peer_id) or not ledger.admit_connection(peer_id):
             ledger.count("connections_refused")
             with contextlib.suppress(Exception):
                 await muxed_conn.secured_conn.close()
-            raise SwarmException(f"peer {muxed_conn.peer_id} is blocked")
+            raise SwarmException(f"peer {peer_id} is blocked, or connects too often")
         return await add_conn(muxed_conn, direction)
 
     swarm.add_conn = add_unless_blocked
@@ -298,6 +300,26 @@ def _release_inbound_slots(swarm: Any, config: NetworkConfig) -> None:
 
     swarm.accepts_connections = True
     swarm._do_handle_inbound_connection = handle
+
+
+def forget_absent(host: Any, absent_before: frozenset[Any]) -> frozenset[Any]:
+    """Let the library forget the peers that are absent now and were so before; those absent now.
+
+    It keeps addresses, keys and the time of leaving of whoever was connected once, and new key pairs cost
+    an attacker nothing. Whoever should be dialled again is in our own address book.
+    """
+    swarm = host.get_network()
+    tables = (
+        swarm.peerstore.peer_data_map,
+        swarm.peerstore.peer_record_map,
+        swarm.auto_connector._recent_disconnects,
+    )
+    connected = {host.get_id(), *swarm.connections}
+    absent = frozenset(peer for table in tables for peer in table if peer not in connected)
+    for peer in absent & absent_before:
+        for table in tables:
+            table.pop(peer, None)
+    return absent
 
 
 def stop_accepting(host: Any) -> None:

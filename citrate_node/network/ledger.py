@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 PEERS_REMEMBERED_MAX: Final = 4_096
 """Peers, origins and blocks kept; the least recently used go first. An attacker's new keys cost nothing."""
 
+CONNECTIONS_PER_SECOND: Final = 2.0
+CONNECTIONS_BURST: Final = 30.0
 INVALID_MESSAGE: Final = 10.0
 """A message that fails its signature or the validator. Honest peers check before they forward."""
 MALFORMED_FRAME: Final = 25.0
@@ -65,6 +67,7 @@ class Account:
     messages: Bucket
     bytes: Bucket
     requests: Bucket
+    connections: Bucket
     score: float = 0.0
     scored_at: float = 0.0
     running: dict[str, int] = field(default_factory=dict)
@@ -113,6 +116,10 @@ class Ledger:
     def admit_request(self, peer_id: str) -> float:
         """Account for a request; the seconds to wait before answering it."""
         return self._account(peer_id).requests.take(1, self._clock())
+
+    def admit_connection(self, peer_id: str) -> bool:
+        """Whether a peer may have one more connection now; each costs both sides a handshake."""
+        return self._account(peer_id).connections.try_take(self._clock())
 
     def begin(self, kind: str, peer_id: str, at_once_per_peer: int, at_once: int) -> bool:
         """Take a slot for a transfer or a request; False when the peer or the node has too many under way."""
@@ -181,6 +188,7 @@ class Ledger:
                 messages=Bucket(config.messages_per_second, config.messages_burst, now),
                 bytes=Bucket(config.bytes_per_second, config.bytes_burst, now),
                 requests=Bucket(config.requests_per_second, config.requests_burst, now),
+                connections=Bucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST, now),
                 scored_at=now,
             )
             self._accounts[peer_id] = account

@@ -229,6 +229,7 @@ class Libp2pNetwork:
         host.set_stream_handler(PEERS_PROTOCOL, peers.serve)
         nursery.start_soon(peers.keep_connected)
         nursery.start_soon(peers.exchange)
+        nursery.start_soon(peers.forget_strangers)
         return _Parts(host, router, pubsub, peers, requests, blobs)
 
     async def _answer_on_loop(self, peer_id: str, payload: bytes) -> bytes:
@@ -306,9 +307,12 @@ async def _part(host: Any) -> None:
     hardening.stop_accepting(host)
     with trio.move_on_after(GOODBYE_SECONDS):
         async with trio.open_nursery() as nursery:
-            for connections in list(host.get_network().connections.values()):
-                for connection in list(connections):
-                    nursery.start_soon(close_quietly, connection)
+            held = [one for several in host.get_network().connections.values() for one in several]
+            for connection in held:
+                nursery.start_soon(close_quietly, connection)
+            for connection in held:
+                await connection.muxed_conn.event_closed.wait()
+            nursery.cancel_scope.cancel()  # what follows the closing of the socket are pauses of 0.2 s
         await host.close()
 
 

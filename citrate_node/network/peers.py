@@ -19,6 +19,7 @@ from libp2p.peer.id import ID
 from multiaddr import Multiaddr
 
 from citrate_node.errors import ConfigError
+from citrate_node.network.hardening import forget_absent
 from citrate_node.network.identity import node_key_of
 from citrate_node.network.ledger import MALFORMED_FRAME, Ledger
 from citrate_node.network.settings import PEERS_PROTOCOL, NetworkConfig, PeerFailed
@@ -31,6 +32,7 @@ DIALS_AT_ONCE: Final = 8
 DIALS_BEFORE_FORGETTING: Final = 8
 """Fruitless ones in a row, of a found peer; with the back-off that is about two minutes."""
 LOOK_SECONDS: Final = 0.2
+FORGET_SECONDS: Final = 10.0
 ADDRESSES_PER_PEER_MAX: Final = 4
 ADDRESSES_TOLD_MAX: Final = 64
 LIST_SIZE_BYTES_MAX: Final = 16_384
@@ -79,6 +81,7 @@ class Peers:
         self._known: dict[str, KnownPeer] = {}
         self._dials = trio.CapacityLimiter(DIALS_AT_ONCE)
         self._asked: dict[str, float] = {}
+        self._absent: frozenset[Any] = frozenset()
         for address in config.peers:
             self._remember(address, fixed=True)
 
@@ -167,6 +170,12 @@ class Peers:
             return error
         self._ledger.count("dials")
         return None
+
+    async def forget_strangers(self) -> None:
+        """Keep the library's memory of peers that left from growing, for as long as the node runs."""
+        while True:
+            await trio.sleep(FORGET_SECONDS)
+            self._absent = forget_absent(self._host, self._absent)
 
     # exchange
 

@@ -1,7 +1,6 @@
 """Nodes on loopback for the tests of this room: started on demand, stopped at the end of each test."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -41,12 +40,15 @@ StartNode = Callable[..., Awaitable[Libp2pNetwork]]
 @pytest.fixture
 async def start_node() -> AsyncIterator[StartNode]:
     """`await start_node(number, **settings)`; every node started is stopped after the test."""
-    async with contextlib.AsyncExitStack() as stack:
+    nodes: list[Libp2pNetwork] = []
 
-        async def start(number: int, **settings: Any) -> Libp2pNetwork:
-            return await stack.enter_async_context(build(number, **settings))
+    async def start(number: int, **settings: Any) -> Libp2pNetwork:
+        nodes.append(build(number, **settings))
+        await nodes[-1].start()
+        return nodes[-1]
 
-        yield start
+    yield start
+    await asyncio.gather(*(node.stop() for node in nodes))
 
 
 @pytest.fixture

@@ -296,7 +296,7 @@ async def test_a_peer_that_floods_is_blocked_while_an_honest_one_is_heard(
     start_node: Any, until: Any, meshed: Any
 ) -> None:
     """Valid messages, too many of them: read ever more slowly, and cut off when it does not end."""
-    settings = {"messages_per_second": 100, "messages_burst": 100, "score_max": 20.0}
+    settings = {"messages_per_second": 100, "messages_burst": 100, "score_max": 8.0}
     victim = await start_node(1, **settings)
     flooder = await start_node(2, peers=victim.addresses, connections_wanted=1)
     honest = await start_node(3, peers=victim.addresses, connections_wanted=1)

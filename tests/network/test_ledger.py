@@ -105,6 +105,13 @@ def test_an_origin_above_its_rate_is_not_passed_on_while_others_are() -> None:
     assert [book.admit_origin("loud") for _ in range(3)] == [True, True, False]
 
 
+def test_a_peer_connects_as_often_as_a_restart_needs_and_not_without_end() -> None:
+    book, clock, _ = ledger()
+    admitted = sum(book.admit_connection("peer") for _ in range(200))
+    clock.now += 1
+    assert (admitted, book.admit_connection("peer"), book.admit_connection("other")) == (30, True, True)
+
+
 def test_slots_are_limited_per_peer_and_in_all_and_come_back() -> None:
     book, _, _ = ledger()
     assert [book.begin("blob", peer, 2, 3) for peer in "aaabb"] == [True, True, False, True, False]

@@ -2,11 +2,13 @@
 
 import asyncio
 
+import pytest
 from network_workers import Workers  # pytest puts this folder on the path
 
 MESSAGES = 10
 
 
+@pytest.mark.slow
 async def test_gossip_passes_both_ways_between_our_nodes_and_stock_ones() -> None:
     """Two of each; the stock ones are connected only to ours, so what they hear of each other is relayed."""
     async with asyncio.timeout(60), Workers("/citrate/test/1") as workers:

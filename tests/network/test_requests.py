@@ -1,6 +1,7 @@
 """Requests to one peer: answers, refusals, limits, cancellation."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import pytest
@@ -135,9 +136,15 @@ async def test_cancelled_requests_leave_the_connection_whole(start_node: Any, un
         task = asyncio.create_task(asking.request(answering.peer_id, bytes(100_000)))
         await asyncio.sleep(number % 10 / 2_000)
         task.cancel()
-        with pytest.raises(asyncio.CancelledError):
+        with contextlib.suppress(asyncio.CancelledError, PeerFailed):  # it may have been refused before
             await task
-    assert await asking.request(answering.peer_id, b"") == bytes(500_000)
+
+    async def is_answered() -> bool:  # the peer may still be busy with what was cancelled
+        with contextlib.suppress(PeerFailed):
+            return bool(await asking.request(answering.peer_id, b"") == bytes(500_000))
+        return False
+
+    await until(is_answered)
     assert answering.counters()["peers"] == 1
     assert asking.counters().get("dials", 0) == 1, "the connection broke and was dialled again"
 
