@@ -75,11 +75,9 @@ def check_message(state: NetworkState, message: Message, compositions: Container
 
 
 def _check_measurement(state: NetworkState, body: Measurement, compositions: Container[bytes]) -> None:
-    if body.adapter_id == state.adapter_id:
-        return
     if body.author not in state.committee_keys:
-        raise reject(Reason.NOT_DRAWN, "only the committee measures compositions")
-    if body.adapter_id not in compositions:
+        raise reject(Reason.NOT_DRAWN, "only the committee measures results")
+    if body.adapter_id != state.adapter_id and body.adapter_id not in compositions:
         # its author may have seen a block that we have not: catch-up brings the message again
         raise ignore(Reason.WRONG_ADAPTER, body.adapter_id[:8].hex())
 

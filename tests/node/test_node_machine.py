@@ -579,3 +579,13 @@ def test_a_signal_signed_by_another_node_never_reaches_the_machine() -> None:
     body = signal_body(state, 1, delta(state, 1))
     with pytest.raises(Rejection, match="bad signature"):
         open_message(signed(2, body).envelope, state.network_id)
+
+
+def test_only_the_committee_measures_results() -> None:
+    """So the measurements of a checkpoint are bounded, however large the network is."""
+    state = network(12, committee_size=4)
+    machine = node(state=state)
+    outsider = next(i for i in range(1, 12) if identity(i).node_key not in state.committee_keys)
+    (action,) = tell(machine, measurement(state, outsider, bytes(32)))
+    assert isinstance(action, act.ReportVerdict)
+    assert action.reason is Reason.NOT_DRAWN
