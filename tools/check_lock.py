@@ -36,10 +36,14 @@ def main() -> int:
         LOCK.write_text(HEADER + "".join(f"{name}=={version}\n" for name, version in now.items()))
         return 0
     wanted = locked()
-    problems = [f"{name} is {version}, locked {wanted[name]}" for name, version in now.items()
-                if name in wanted and wanted[name] != version]
-    problems += [f"{name} {version} is installed and not locked" for name, version in now.items()
-                 if name not in wanted]
+    problems = [
+        f"{name} is {version}, locked {wanted[name]}"
+        for name, version in now.items()
+        if name in wanted and wanted[name] != version
+    ]
+    problems += [
+        f"{name} {version} is installed and not locked" for name, version in now.items() if name not in wanted
+    ]
     for problem in problems:
         print(f"lock: {problem}", file=sys.stderr)
     return 1 if problems else 0
