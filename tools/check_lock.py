@@ -26,8 +26,7 @@ def installed() -> dict[str, str]:
 
 def locked() -> dict[str, str]:
     lines = [line.split("#")[0].strip() for line in LOCK.read_text().splitlines()]
-    pairs = (line.split("==") for line in lines if line)
-    return {name: version for name, version in pairs}
+    return dict(line.split("==") for line in lines if line)
 
 
 def main() -> int:
