@@ -60,11 +60,12 @@ class BaseModel:
     directory: Path
 
     base_model_id: bytes
-    """sha256 of, in this order: the line "citrate-base-model-v1"; the canonical architecture config (sorted,
-    compact ASCII JSON of config.json without the keys that say nothing about the function computed:
-    library version, path, stored dtype, cache flag) and a newline; one line "name dtype shape sha256" per tensor,
-    sorted by name, where the hash is over the stored little-endian bytes; one line "file sha256" per
-    tokenizer file, sorted. Splitting the weights into other files does not change it; any other weight does."""
+    """sha256 of, in this order: the line "citrate-base-model-v1"; the canonical architecture config
+    (sorted, compact ASCII JSON of config.json without the keys that say nothing about the function
+    computed: library version, path, dtype, cache flag) and a newline; one line "name dtype shape sha256"
+    per tensor, sorted by name, where shape is "128x384" and the hash is over the stored little-endian
+    bytes; one line "file sha256" per tokenizer file, sorted. Splitting the weights into other files does
+    not change it; any other weight does."""
 
     licence: str
     """From the front matter of the model card; "unknown" where there is none."""
@@ -98,8 +99,8 @@ class BaseModel:
     def tensor_shapes(self, settings: LoraSettings) -> dict[str, tuple[int, int]]:
         """PEFT's saved tensor names and their shapes, sorted by name.
 
-        Known layouts (Llama and its relatives) are answered from the file header in microseconds; for any other
-        model PEFT is asked, on torch's meta device.
+        Known layouts (Llama and its relatives) are answered from the file header in microseconds; for
+        any other model PEFT is asked, on torch's meta device.
         """
         targets = self._linear_layers(settings)
         if targets is None:

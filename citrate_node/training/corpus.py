@@ -120,7 +120,7 @@ def build_corpus(stdlib: Path, out: Path, python_version: str) -> dict[str, Corp
         texts[domain] = _fill(documents, _DOMAIN_BYTES)
     general = _documents(stdlib, _GENERAL_SOURCES)
     texts[GENERAL_HELD_OUT] = _fill(general, _GENERAL_HELD_OUT_BYTES, _GENERAL_HELD_OUT_DOCUMENT_BYTES)
-    used = {source for source in texts[GENERAL_HELD_OUT][1]}
+    used = set(texts[GENERAL_HELD_OUT][1])
     texts[GENERAL_TRAIN] = _fill([d for d in general if d[0] not in used], _GENERAL_TRAIN_BYTES)
 
     out.mkdir(parents=True, exist_ok=True)

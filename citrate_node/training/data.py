@@ -251,7 +251,8 @@ def _folder_rows(source: str, encode: Encode, width: int) -> Iterator[npt.NDArra
     for text in _folder_texts(folder):
         if len(text) > room and not limit:
             raise ConfigError(
-                f"data source {source} holds more than {FOLDER_BYTES_MAX} bytes\n  take a part of it: {source}?bytes=N"
+                f"data source {source} holds more than {FOLDER_BYTES_MAX} bytes\n"
+                f"  take a part of it: {source}?bytes=N"
             )
         yield from _cut(encode(text[:room]), width)
         room -= len(text)

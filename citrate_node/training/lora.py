@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -274,7 +275,7 @@ def peft_config(base: BaseModel, settings: LoraSettings) -> Any:
         lora_dropout=settings.dropout,
         target_modules=settings.targets if settings.targets == ALL_LINEAR else list(settings.targets),
         task_type="CAUSAL_LM",
-        base_model_name_or_path=base.name,
+        base_model_name_or_path=str(base.directory),
     )
 
 
@@ -298,13 +299,15 @@ def _inject(model: Any, config: Any) -> Any:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # one of transformers, about PEFT's own code
+            return get_peft_model(model, config)
     except ValueError as error:
         raise ConfigError(f"PEFT cannot inject LoRA into this base: {error}") from error
 
 
 def _batches(count: int, settings: TrainSettings, seed: int) -> list[npt.NDArray[np.int64]]:
-    """Places of the examples of every step: one shuffle after the other, so that none is seen twice before all are."""
+    """Places of the examples of every step: shuffle after shuffle, so none comes twice before all did."""
     generator = np.random.Generator(np.random.PCG64(seed))
     size = min(settings.batch_sequences, count)
     order = np.empty(0, dtype=np.int64)
@@ -321,7 +324,7 @@ def _require_finite(weights: Mapping[str, npt.NDArray[np.float32]], what: str) -
 
 @contextmanager
 def _quick_import() -> Iterator[None]:
-    """Imports without garbage collection: transformers makes so many objects that collecting costs a quarter."""
+    """Imports without garbage collection, which costs a quarter of the time among so many new objects."""
     was_on = gc.isenabled()
     gc.disable()
     try:

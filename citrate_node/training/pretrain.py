@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +91,11 @@ class PretrainResult:
 
     parameters: int
 
+    seconds: float
+
+    instruction_set: str
+    """Where it is the shipped base's (AVX512), the bytes are too."""
+
 
 def pretrain(
     out: Path,
@@ -99,11 +106,14 @@ def pretrain(
 
     on_step receives (steps done, steps in all, loss of this batch).
     """
+    # before torch: threads that spin while they wait for each other crawl on a machine with other work
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
     from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
+    started = time.perf_counter()
     settings = settings or PretrainSettings()
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
@@ -147,7 +157,14 @@ def pretrain(
     rows = held_out[: held_out.size // width * width].reshape(-1, width)
     with torch.no_grad():
         general = float(np.mean([float(_loss(model, part)) for part in np.array_split(rows, 8)]))
-    return PretrainResult(out, float(np.mean(losses[-20:])), general, sum(t.numel() for t in state.values()))
+    return PretrainResult(
+        directory=out,
+        loss_train=float(np.mean(losses[-20:])),
+        loss_general=general,
+        parameters=sum(t.numel() for t in state.values()),
+        seconds=time.perf_counter() - started,
+        instruction_set=torch.backends.cpu.get_cpu_capability(),
+    )
 
 
 def _batches(size: int, settings: PretrainSettings) -> npt.NDArray[np.int64]:

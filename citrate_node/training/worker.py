@@ -1,36 +1,29 @@
 """A training process behind an asyncio facade: torch never blocks the node's loop, nor takes it down.
 
-One request at a time, in order. The process ends when its pipe closes, that is, when this one is gone, even by
-kill -9. If it dies, the request that ran raises ServiceError with the end of its log, and the next request
-starts a new one. Called by runtime/.
+One request at a time, in order. The process ends when its pipe closes, that is, when this one is gone,
+even by kill -9. If it dies, the request that ran raises ServiceError with the end of its log, and the
+next request starts a new one. Free of torch. Called by runtime/.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
-import sys
-from collections import deque
-from collections.abc import Callable, Mapping
-from typing import Any
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from citrate_node.errors import ConfigError, ServiceError
+from citrate_node.errors import CitrateError, ServiceError
 from citrate_node.training.settings import LoraSettings, Moving, TrainSettings
-from citrate_node.training.wire import PREFIX, Frame, Groups, pack, sizes, unpack
+from citrate_node.training.wire import Groups
+from citrate_node.training.worker_pipe import Progress, WorkerPipe
 
-NICENESS = 5
-"""Training gives way to the node's network and loop on a busy machine."""
-LOG_LINES = 20
-STOP_SECONDS = 5.0
 ONE_PPM = 1_000_000
 
 Weights = Mapping[str, npt.NDArray[np.float32]]
-Progress = Callable[[int, int, float], None]
-"""Takes steps done, steps in all, loss of the last batch."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,35 +72,87 @@ class TrainingWorker:
             "sequence_bytes": sequence_bytes,
             "threads": threads,
         }
-        self._process: asyncio.subprocess.Process | None = None
-        self._logger: asyncio.Task[None] | None = None
-        self._log: deque[str] = deque(maxlen=LOG_LINES)
+        self._pipe: WorkerPipe | None = None
         self._lock = asyncio.Lock()
-        self._number = 0
-        self.restarts = 0
+        self._stopped = False
+        self.starts = 0
+        """Processes started so far: 1 for a worker that never died."""
+        self.last_error: str | None = None
+        """Why the last request failed, the end of a dead process's log included."""
 
     @property
     def process_id(self) -> int | None:
-        process = self._process
-        return process.pid if process is not None and process.returncode is None else None
+        return self._pipe.process_id if self._pipe is not None and self._pipe.alive else None
 
     async def start(self) -> WorkerFacts:
         """Load base and data. Raises ConfigError for a base or source that cannot be used."""
         async with self._lock:
             return await self._start()
 
-    async def _start(self) -> WorkerFacts:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "citrate_node.training.worker_process",
-            str(NICENESS),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
+    async def stop(self) -> None:
+        """End the process; a request that runs fails with ServiceError. Safe to call twice."""
+        self._stopped = True
+        if self._pipe is not None:
+            await self._pipe.close()
+
+    async def train(
+        self,
+        weights: Weights,
+        settings: TrainSettings,
+        *,
+        moving: Moving,
+        seed: int,
+        on_step: Progress | None = None,
+    ) -> Trained:
+        """One local phase from `weights` on the own training data. See lora.LoraTrainer.train."""
+        request = {
+            "op": "train",
+            "settings": dataclasses.asdict(settings),
+            "moving": moving,
+            "seed": seed,
+        }
+        header, groups = await self._request(request, {"weights": dict(weights)}, on_step)
+        return Trained(groups["weights"], **header)
+
+    async def evaluate(
+        self, parent: Weights, deltas: Mapping[bytes, Weights], *, scale: float
+    ) -> dict[bytes, tuple[int, int]]:
+        """Key to (improvement of the own held-out loss in ppm by parent + scale · delta, examples).
+
+        deltas: the moving tensors alone, at full size. A delta that leads out of the finite numbers counts as
+        the worst improvement; it cannot make the others' evaluation fail.
+        """
+        groups: Groups = {key.hex(): dict(delta) for key, delta in deltas.items()}
+        header, _ = await self._request(
+            {"op": "evaluate", "scale": scale}, {"parent": dict(parent), **groups}, None
         )
-        self._logger = asyncio.create_task(self._keep_log(self._process))
-        header, _ = await self._exchange({"op": "start", **self._spec}, {}, None)
+        before = header["parent_loss"]
+        return {
+            bytes.fromhex(key): (improvement_ppm(before, loss), header["examples"])
+            for key, loss in header["losses"].items()
+        }
+
+    async def measure(self, weights: Weights, *, on: Literal["own", "general"] = "own") -> tuple[int, int]:
+        """(improvement over the base model alone in ppm, examples), on own or on general held-out text."""
+        header, _ = await self._request({"op": "measure", "on": on}, {"weights": dict(weights)}, None)
+        return improvement_ppm(header["base_loss"], header["loss"]), header["examples"]
+
+    async def _start(self) -> WorkerFacts:
+        if self._stopped:
+            raise ServiceError("the training worker was stopped; make a new one")
+        if self._pipe is not None:
+            await self._pipe.close()
+        pipe = self._pipe = await WorkerPipe.open(self._spec["threads"])
+        self.starts += 1
+        try:
+            if self._stopped:  # while the process was being made
+                raise ServiceError("the training worker was stopped")
+            header, _ = await pipe.ask({"op": "start", **self._spec}, {})
+        except BaseException as error:  # a process without a base is of no use to the next request
+            self.last_error = str(error)
+            pipe.kill()
+            await pipe.close()
+            raise
         return WorkerFacts(
             bytes.fromhex(header["base_model_id"]),
             header["licence"],
@@ -120,121 +165,25 @@ class TrainingWorker:
             header["torch_version"],
         )
 
-    async def stop(self) -> None:
-        """Close the pipe, which ends the process; kill it if it does not end. Safe to call twice."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        assert process.stdin is not None
-        process.stdin.close()
-        try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
-        except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-        if self._logger is not None:
-            await asyncio.gather(self._logger, return_exceptions=True)
-
-    async def train(
-        self,
-        weights: Weights,
-        settings: TrainSettings,
-        *,
-        moving: Moving,
-        seed: int,
-        on_step: Progress | None = None,
-    ) -> Trained:
-        """One local phase from `weights` on the own training data. See lora.LoraTrainer.train."""
-        request = {"op": "train", "settings": dataclasses.asdict(settings), "moving": moving, "seed": seed}
-        header, groups = await self._request(request, {"weights": dict(weights)}, on_step)
-        return Trained(groups["weights"], **header)
-
-    async def evaluate(
-        self, parent: Weights, deltas: Mapping[bytes, Weights], *, scale: float
-    ) -> dict[bytes, tuple[int, int]]:
-        """Key to (improvement of the own held-out loss in ppm by parent + scale · delta, examples)."""
-        groups: Groups = {key.hex(): dict(delta) for key, delta in deltas.items()}
-        header, _ = await self._request(
-            {"op": "evaluate", "scale": scale}, {"parent": dict(parent), **groups}, None
-        )
-        before = header["parent_loss"]
-        return {
-            bytes.fromhex(key): (improvement_ppm(before, loss), header["examples"])
-            for key, loss in header["losses"].items()
-        }
-
-    async def measure(self, weights: Weights, *, on: str = "own") -> tuple[int, int]:
-        """(improvement over the base model alone in ppm, examples), on "own" or "general" held-out text."""
-        header, _ = await self._request({"op": "measure", "on": on}, {"weights": dict(weights)}, None)
-        return improvement_ppm(header["base_loss"], header["loss"]), header["examples"]
-
-    # ---------------------------------------------------------------- the pipe
-
     async def _request(
         self, request: dict[str, Any], groups: Groups, on_step: Progress | None
     ) -> tuple[dict[str, Any], Groups]:
         async with self._lock:
             if self.process_id is None:
-                self.restarts += 1
                 await self._start()
-            return await self._exchange(request, groups, on_step)
-
-    async def _exchange(
-        self, request: dict[str, Any], groups: Groups, on_step: Progress | None
-    ) -> tuple[dict[str, Any], Groups]:
-        process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        self._number += 1
-        number = self._number
-        try:
-            process.stdin.write(pack(Frame({"id": number, **request}, groups)))
-            await process.stdin.drain()
-            while True:
-                frame = await self._next_frame(process)
-                if frame.header["id"] != number:
-                    continue  # the rest of a cancelled one
-                if "progress" in frame.header:
-                    if on_step is not None:
-                        on_step(*frame.header["progress"])
-                    continue
-                if "error" in frame.header:
-                    raise _error(frame.header)
-                return frame.header["result"], frame.groups
-        except asyncio.CancelledError:
-            if self.process_id is not None:
-                process.stdin.write(pack(Frame({"id": number, "op": "cancel", "cancel": number})))
-            raise
-        except (ConnectionError, asyncio.IncompleteReadError, ValueError) as error:
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-            last = "\n  ".join(self._log) or str(error)
-            raise ServiceError(f"the training process ended with {process.returncode}\n  {last}") from None
-
-    async def _next_frame(self, process: asyncio.subprocess.Process) -> Frame:
-        assert process.stdout is not None
-        header_bytes, body_bytes = sizes(await process.stdout.readexactly(PREFIX.size))
-        header = await process.stdout.readexactly(header_bytes)
-        body = await process.stdout.readexactly(body_bytes)
-        return unpack(header, body)
-
-    async def _keep_log(self, process: asyncio.subprocess.Process) -> None:
-        """The last lines that the process printed, for the error text."""
-        assert process.stderr is not None
-        with contextlib.suppress(ValueError):
-            while line := await process.stderr.readline():
-                self._log.append(line.decode(errors="replace").rstrip()[:400])
+            assert self._pipe is not None
+            try:
+                return await self._pipe.ask(request, groups, on_step)
+            except CitrateError as error:
+                self.last_error = str(error)
+                raise
 
 
 def improvement_ppm(before: float, after: float) -> int:
-    """(before - after) / before in parts per million, rounded to the nearest."""
-    return round((before - after) / before * ONE_PPM)
+    """(before - after) / before in parts per million, rounded to the nearest, within ± 1,000,000.
 
-
-def _error(header: dict[str, Any]) -> Exception:
-    kind, message = header["error"], header["message"]
-    if kind in ("ConfigError", "PresetError"):
-        return ConfigError(message)
-    return ServiceError(f"training: {message}")
+    -1,000,000 stands for a loss that doubled, or worse, or is no number any more.
+    """
+    if not math.isfinite(after):
+        return -ONE_PPM
+    return max(-ONE_PPM, round((before - after) / before * ONE_PPM))

@@ -1,4 +1,4 @@
-"""The process behind TrainingWorker: holds torch, one base, one node's data, and answers one request at a time.
+"""The process behind TrainingWorker: holds torch, one base and one node's data; one request at a time.
 
 Started by worker.py as `python -m citrate_node.training.worker_process`, never by hand. A thread reads
 requests, so that "cancel" is seen while torch computes, and so that the end of the pipe (the parent is
@@ -7,12 +7,15 @@ gone, even by kill -9) ends this process at once.
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import queue
 import signal
 import sys
 import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
     from citrate_node.training.base_model import BaseModel
     from citrate_node.training.data import NodeData
     from citrate_node.training.initial import Tensors
-    from citrate_node.training.lora import LoraTrainer
+    from citrate_node.training.lora import LoraTrainer, LossResult
 
-_PENDING_MAX = 4  # the parent sends one request at a time; cancelled ones may still stand before it
+_PENDING_MAX = 2  # the parent sends the next request only when the last one has been answered
 _HELD_OUT_SEQUENCES_MAX = 96  # more examples make a measurement slower, not visibly truer
+_LOSSES_KEPT = 8  # the parent's and the base's loss are asked for again and again
 
 
 class _Session:
@@ -37,6 +41,7 @@ class _Session:
         self._base: BaseModel | None = None
         self._trainer: LoraTrainer | None = None
         self._data: NodeData | None = None
+        self._losses: OrderedDict[bytes, LossResult] = OrderedDict()
 
     def start(self, request: Frame) -> tuple[dict[str, Any], Groups]:
         from citrate_node.training.base_model import BaseModel
@@ -93,37 +98,51 @@ class _Session:
         """Loss of the parent, then of parent + scale · delta for every group that is not the parent."""
         parent = request.groups["parent"]
         scale = float(request.header["scale"])
-        parent_loss, examples = self._own_loss(parent, request.header["id"])
+        number = request.header["id"]
+        before = self._loss(parent, number)
         losses: dict[str, float] = {}
         for key, delta in request.groups.items():
             if key == "parent":
                 continue
             if odd := sorted(delta.keys() - parent.keys()):
                 raise ValueError(f"a delta holds {odd[0]}, which this adapter has not")
-            moved = {name: parent[name] + _scaled(delta[name], scale) for name in delta}
-            losses[key], _ = self._own_loss({**parent, **moved}, request.header["id"])
-        return {"parent_loss": parent_loss, "losses": losses, "examples": examples}, {}
+            moved = {name: _moved(parent[name], delta[name], scale) for name in delta}
+            losses[key] = self._candidate_loss({**parent, **moved}, number)
+        return {"parent_loss": before.loss, "losses": losses, "examples": before.examples}, {}
 
     def measure(self, request: Frame) -> tuple[dict[str, Any], Groups]:
         """Losses of the base alone and of the given weights, on own or on general held-out text."""
+        number, general = request.header["id"], request.header["on"] == "general"
+        base = self._loss(None, number, general)
+        result = self._loss(request.groups["weights"], number, general)
+        return {"base_loss": base.loss, "loss": result.loss, "examples": result.examples}, {}
+
+    def _candidate_loss(self, weights: Tensors, number: int) -> float:
+        """Loss of weights that a peer had a hand in: where they leave the finite numbers it is infinite."""
+        import numpy as np
+
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            return float("inf")
+        loss = self._loss(weights, number).loss
+        return loss if math.isfinite(loss) else float("inf")
+
+    def _loss(self, weights: Tensors | None, number: int, general: bool = False) -> LossResult:
+        """Loss on held-out text; the last few answers are kept."""
         from citrate_node.training.data import general_held_out
 
         assert self._base is not None
-        rows = general_held_out(self._base) if request.header["on"] == "general" else None
-        base_loss, examples = self._own_loss(None, request.header["id"], rows)
-        loss, _ = self._own_loss(request.groups["weights"], request.header["id"], rows)
-        return {"base_loss": base_loss, "loss": loss, "examples": examples}, {}
-
-    def _own_loss(self, weights: Tensors | None, number: int, rows: Any = None) -> tuple[float, int]:
         assert self._trainer is not None
         assert self._data is not None
-        result = self._trainer.loss(
-            weights,
-            self._data.held_out if rows is None else rows,
-            sequences_max=_HELD_OUT_SEQUENCES_MAX,
-            on_batch=lambda: self._check(number),
-        )
-        return result.loss, result.examples
+        key = _key(weights, general)
+        if key not in self._losses:
+            rows = general_held_out(self._base) if general else self._data.held_out
+            self._losses[key] = self._trainer.loss(
+                weights, rows, sequences_max=_HELD_OUT_SEQUENCES_MAX, on_batch=lambda: self._check(number)
+            )
+            if len(self._losses) > _LOSSES_KEPT:
+                self._losses.popitem(last=False)
+        self._losses.move_to_end(key)
+        return self._losses[key]
 
     def _check(self, number: int) -> None:
         from citrate_node.training.lora import TrainingCancelled
@@ -132,10 +151,19 @@ class _Session:
             raise TrainingCancelled
 
 
-def _scaled(delta: Any, scale: float) -> Any:
+def _moved(parent: Any, delta: Any, scale: float) -> Any:
+    """parent + scale · delta in float32; a delta too large for it gives infinity, without a warning."""
     import numpy as np
 
-    return np.float32(scale) * delta
+    with np.errstate(over="ignore", invalid="ignore"):
+        return parent + np.float32(scale) * delta
+
+
+def _key(weights: Tensors | None, general: bool) -> bytes:
+    digest = hashlib.sha256(b"general" if general else b"own")
+    for name, array in sorted((weights or {}).items()):
+        digest.update(name.encode() + array.tobytes())
+    return digest.digest()
 
 
 def serve(requests: BinaryIO, replies: BinaryIO) -> None:
