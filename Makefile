@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := node_modules/.package-lock.json
 
-.PHONY: devnet test test-slow check lint types contracts lock clean setup
+.PHONY: devnet test test-slow test-pythons check lint types contracts lock clean setup
 
 devnet: setup
 	$(BIN)/citrate devnet up
@@ -15,6 +15,10 @@ test: setup
 # Soak, large simulations, conformance with other implementations, kill loops.
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# protocol/, node/ and simulation/ on Python 3.12 and 3.13, without torch.
+test-pythons:
+	sh tools/test_pythons.sh
 
 # What CI checks beside the tests: format, lint, types, lock, and that the contract's artifact is its source's.
 check: setup lint types

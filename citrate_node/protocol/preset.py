@@ -96,6 +96,11 @@ class Preset:
             raise PresetError(
                 f"preset {self.name}: method is {self.method!r}, must be one of {', '.join(sorted(METHODS))}"
             )
+        if self.method == "stack":
+            raise PresetError(
+                f"preset {self.name}: method stack is floating point and gives machines different bytes; "
+                "it is for composition and comparison, not for a network"
+            )
         try:
             codec(self.codec)
         except (KeyError, ValueError) as error:

@@ -48,6 +48,7 @@ def test_a_shipped_preset_loads_and_names_itself(name: str) -> None:
         ({"examples_full": 0}, "examples_full must be at least 1"),
         ({"omission_rounds": -1}, "omission_rounds must be a whole number"),
         ({"rank_max": 8.0}, "rank_max must be a whole number"),
+        ({"method": "stack"}, "not for a network"),
         ({"method": "fedavg"}, "method is 'fedavg', must be one of"),
         ({"codec": "int7"}, "unknown codec 'int7'"),
     ],
