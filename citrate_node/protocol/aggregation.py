@@ -127,12 +127,12 @@ def add_average(
             before, after = parent.values[start:stop], values[start:stop]
             part = weighted[at : at + stop - start]
             if kernels is not None:
-                kernels.add_step(before, part, step_bits, after)
+                is_canonical = kernels.add_step(before, part, step_bits, after) <= 1 << WEIGHT_BITS
             else:
                 np.add(before, divide_toward_zero(part, 1 << step_bits), out=after)
-            canonical = canonical_weights(after)
-            if canonical is not after:
-                after[:] = canonical
+                is_canonical = False
+            if not is_canonical:
+                after[:] = canonical_weights(after)
             at += stop - start
     return replace(parent, values=values)
 

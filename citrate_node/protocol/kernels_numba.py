@@ -166,11 +166,18 @@ def int8_add_four(
 
 
 @njit(nogil=True, error_model="numpy")
-def add_step(before: Any, weighted: Any, bits: Any, after: Any) -> None:
-    """after = before + tensors.divide_toward_zero(weighted, 2**bits), one pass; `after` may be `weighted`."""
+def add_step(before: Any, weighted: Any, bits: Any, after: Any) -> Any:
+    """after = before + tensors.divide_toward_zero(weighted, 2**bits); the largest |after|.
+
+    One pass; `after` may be `weighted`.
+    """
     below = (np.int64(1) << bits) - 1
+    largest = np.int64(0)
     for i in range(before.size):
-        after[i] = before[i] + ((weighted[i] + ((weighted[i] >> 63) & below)) >> bits)
+        value = before[i] + ((weighted[i] + ((weighted[i] >> 63) & below)) >> bits)
+        largest = max(largest, abs(value))
+        after[i] = value
+    return largest
 
 
 @njit(nogil=True, error_model="numpy")

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_adapters import small_adapter
 
 from citrate_node.protocol import kernels
-from citrate_node.protocol.codecs import CODECS, codec
+from citrate_node.protocol.aggregation import weighted_mean
+from citrate_node.protocol.codecs import CODECS, codec, encode_delta
 from citrate_node.protocol.tensors import FormatError
 
 pytest.importorskip("numba", reason="without numba there is only numpy")
@@ -96,6 +98,19 @@ def test_kernels_refuse_the_same_values(name: str, value: float, position: int) 
         return refused.value.reason
 
     fast, slow = both_ways(outcome)
+    assert fast == slow
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([0.01, 0.4, 40.0]))
+def test_kernels_finish_an_average_to_the_same_bytes(seed: int, scale: float) -> None:
+    """Below 1, around it where float32 begins to round, and where sums saturate."""
+    parent = small_adapter(seed, scale=scale)
+    entries = [
+        (weight, encode_delta(codec("int8"), parent.manifest, sample(seed + weight, parent.manifest.count)))
+        for weight in (40_000, 25_536)
+    ]
+    fast, slow = both_ways(lambda: weighted_mean(parent, parent.manifest, entries, codec("int8")).encode())
     assert fast == slow
 
 
