@@ -92,8 +92,10 @@ class Display:
         elif what == "measured":
             text = f"measured the average: {fact['accuracy_ppm'] / 10_000:+.2f} % against the base model"
         elif what == "died":
-            text = f"ended with {fact['code']}" + (", is started again" if fact["restart"] else "")
-            self._print(f"[red]node {number} {text}[/red]   log {fact['log']}")
+            text = f"ended with {fact['code']}" + (
+                ", is started again" if fact["restart"] else ", is given up"
+            )
+            self._print(f"[red]node {number} {text}[/red]   {fact['reason']}   log {fact['log']}")
         elif what in ("failed", "rejected", "withheld", "late", "dropped", "caught_up", "chain"):
             extra = "  ".join(
                 str(fact[key]) for key in ("state", "reason", "detail", "mentor", "target") if fact.get(key)

@@ -306,7 +306,7 @@ class Devnet:
     def _raise_if_all_gave_up(self) -> None:
         """Nodes that are being started again are no reason; nodes that cannot be are."""
         if all(node.gave_up for node in self.nodes.values()):
-            raise ServiceError(f"no node could run\n  see {self.nodes[1].log}")
+            raise ServiceError(f"no node could run: {self.nodes[1].last_words()}\n  see {self.nodes[1].log}")
 
     async def _checkpoint_row(
         self, factory: AdapterFactory, recording: Recording, number: int

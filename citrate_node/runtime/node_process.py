@@ -19,6 +19,10 @@ from typing import Any
 LINE_BYTES_MAX = 1 << 20
 STOP_SECONDS = 20.0
 RESTART_SECONDS_MIN, RESTART_SECONDS_MAX = 2.0, 30.0
+HEALTHY_SECONDS = 60.0
+"""A node that ran for so long did not fail to start."""
+FAILURES_MAX = 5
+"""Ends in a row without HEALTHY_SECONDS of life before them; then the node is given up."""
 
 
 class NodeProcess:
@@ -65,24 +69,33 @@ class NodeProcess:
                 await self._task
 
     async def _keep_running(self) -> None:
-        pause = RESTART_SECONDS_MIN
+        pause, failures = RESTART_SECONDS_MIN, 0
         while not self._stopping:
             began = time.monotonic()
             code = await self._run_once()
             if self._stopping:
                 return
-            if code == 2:  # wrong configuration: starting again cannot help
-                self.gave_up = True
-                self._on_fact(
-                    self.number, {"type": "died", "code": code, "log": str(self.log), "restart": False}
-                )
+            if time.monotonic() - began > HEALTHY_SECONDS:
+                pause, failures = RESTART_SECONDS_MIN, 0
+            failures += 1
+            # wrong configuration (2) does not become right by starting again
+            self.gave_up = code == 2 or failures >= FAILURES_MAX
+            fact = {"type": "died", "code": code, "restart": not self.gave_up, "reason": self.last_words()}
+            self._on_fact(self.number, {**fact, "log": str(self.log)})
+            if self.gave_up:
                 return
-            pause = (
-                RESTART_SECONDS_MIN if time.monotonic() - began > 60 else min(2 * pause, RESTART_SECONDS_MAX)
-            )
-            self._on_fact(self.number, {"type": "died", "code": code, "log": str(self.log), "restart": True})
             await asyncio.sleep(pause)
+            pause = min(2 * pause, RESTART_SECONDS_MAX)
             self.restarts += 1
+
+    def last_words(self) -> str:
+        """The last error that the node printed, without what came before it; empty where it printed none."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()[-20:]
+        except OSError:
+            return ""
+        errors = [line for line in lines if line.startswith("citrate: ")]
+        return errors[-1].removeprefix("citrate: ") if errors else ""
 
     async def _run_once(self) -> int:
         command = (sys.executable, "-m", "citrate_node.cli.main", "node", "run", "--json", "--with-parent")
