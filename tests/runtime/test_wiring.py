@@ -1,0 +1,42 @@
+"""A node that cannot take part says so before it starts anything."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from small_network import network
+
+from citrate_node.config import load_node_config
+from citrate_node.errors import ConfigError
+from citrate_node.runtime.wiring import _start_worker
+
+TOML = """
+[node]
+name = "n"
+preset = "minimal"
+[chain]
+rpc_url = "http://127.0.0.1:9"
+adapter_id = "0x{adapter}"
+[training]
+data = "{data}"
+"""
+
+
+async def test_another_base_model_than_the_adapter_s_is_refused_before_training_starts(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(TOML.format(adapter="ab" * 32, data="embedded:0/4"))
+    state = network(4)  # its adapter is for a synthetic base
+    async with AsyncExitStack() as stack:
+        with pytest.raises(ConfigError, match=rf"the adapter is for {state.base_model_id.hex()}"):
+            await _start_worker(load_node_config(path), state, stack, lambda fact: None)
+
+
+async def test_a_node_without_data_starts_no_training_process(tmp_path: Path) -> None:
+    path = tmp_path / "node.toml"
+    path.write_text(TOML.format(adapter="ab" * 32, data=""))
+    async with AsyncExitStack() as stack:
+        assert await _start_worker(load_node_config(path), network(4), stack, lambda fact: None) is None
