@@ -42,7 +42,7 @@ async def test_a_node_that_never_runs_is_given_up_after_some_starts(tmp_path: Pa
         f'[node]\nname = "n"\npreset = "devnet"\n'
         f'[chain]\nrpc_url = "http://127.0.0.1:9"\nadapter_id = "0x{"ab" * 32}"\n'
     )
-    node, facts = await ends(tmp_path / "node.toml", 3)
+    _, facts = await ends(tmp_path / "node.toml", 3)
     died = [fact for fact in facts if fact["type"] == "died"]
     assert [(fact["code"], fact["restart"]) for fact in died] == [(1, True), (1, False)]
     assert "cannot reach the chain at http://127.0.0.1:9" in died[-1]["reason"]
