@@ -105,15 +105,48 @@ def get(
     json_lines: bool = JSON,
 ) -> None:
     """Write a content to a file. A file that is there already is left alone."""
-    from citrate_node.errors import ConfigError
-    from citrate_node.recording import write_atomically
+    from citrate_node.content.files import write_new_file
 
-    if out.exists():
-        raise ConfigError(f"{out} exists\n  give another --out")
     with _open(store, read_only=True) as opened:
-        data = opened.get_by_cid(cid, size_bytes_max)
-    write_atomically(out, data)
-    _say(json_lines, str(out), type="got", cid=cid, size_bytes=len(data), out=str(out))
+        content = opened.resolve(cid, size_bytes_max)
+        write_new_file(out, iter(opened.reader(content).next_bytes, None))
+    _say(json_lines, str(out), type="got", cid=cid, size_bytes=content.size_bytes, out=str(out))
+
+
+@app.command()
+def export(
+    cid: str = typer.Argument(..., help="The CID, bafkrei… or bafybei…"),
+    car: Path = typer.Argument(..., help="CAR file to write; it appears only when complete and verified."),
+    store: Path = STORE,
+    size_bytes_max: int = MAX,
+    json_lines: bool = JSON,
+) -> None:
+    """Write a content as a CAR (version 1), which `ipfs dag import` and other IPFS tools read."""
+    from citrate_node.content.car import export_car
+    from citrate_node.content.files import write_new_file
+
+    with _open(store, read_only=True) as opened:
+        content = opened.resolve(cid, size_bytes_max)
+        write_new_file(car, export_car(opened, content))
+    _say(json_lines, str(car), type="exported", cid=cid, size_bytes=content.size_bytes, out=str(car))
+
+
+@app.command(name="import")
+def import_(
+    car: Path = typer.Argument(
+        ..., exists=True, dir_okay=False, help="A CAR with one file, as from `export`."
+    ),
+    store: Path = STORE,
+    expected: str | None = typer.Option(None, "--cid", help="Refuse a CAR that holds anything but this CID."),
+    size_bytes_max: int = MAX,
+    json_lines: bool = JSON,
+) -> None:
+    """Store and pin the content of a CAR. Every block is hashed; a damaged or cut CAR leaves nothing."""
+    from citrate_node.content.car import import_car
+
+    with _open(store, read_only=False) as opened, car.open("rb") as stream:
+        content = import_car(opened, stream, size_bytes_max=size_bytes_max, expected=expected)
+    _say(json_lines, content.cid, type="imported", cid=content.cid, size_bytes=content.size_bytes)
 
 
 @app.command(name="ls")

@@ -24,8 +24,6 @@ from ..protocol.content_id import (
     ContentId,
     Importer,
     cid_text,
-    decode_node,
-    parse_cid,
 )
 from .files import BlockFolder, named_errors, write_temporary
 from .interface import (
@@ -34,10 +32,11 @@ from .interface import (
     ContentMissing,
     ContentRefused,
     Entry,
+    missing,
 )
-from .keeping import BlockImport, Keeper, missing
+from .keeping import BlockImport, Keeper
 from .store_folder import StoreFolder
-from .tree import Walk
+from .tree import Walk, asked_cid, content_of_root, foreign_tree
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,23 +204,8 @@ class BlockStore:
 
     def resolve(self, cid: str, size_bytes_max: int) -> ContentId:
         """Join a CID with the size its root states, refusing one above `size_bytes_max`."""
-        try:
-            codec, digest = parse_cid(cid)
-        except ValueError as error:
-            raise ConfigError(f"{cid!r} does not name a content: {error}") from error
-        block = self.block(digest)
-        try:
-            size_bytes = len(block) if codec == RAW else sum(link.size_bytes for link in decode_node(block))
-            content = ContentId.from_cid(cid, size_bytes)
-        except ValueError as error:
-            raise ContentRefused(
-                f"{cid} is not the root of a file: {error}\n  ask for the file's own CID"
-            ) from error
-        if size_bytes > size_bytes_max:
-            raise ContentRefused(
-                f"{cid} has {size_bytes} bytes, the limit is {size_bytes_max}\n  raise the limit"
-            )
-        return content
+        codec, digest = asked_cid(cid)
+        return content_of_root(codec, digest, self.block(digest), size_bytes_max)
 
     def block(self, digest: bytes) -> bytes:
         """One block by its digest, hashed."""
@@ -239,18 +223,15 @@ class BlockStore:
                 )
             return data
 
-    def fill(self, walk: Walk) -> Bytes:
-        """Bring a walk the block it wants; returns the file's bytes in it."""
+    def fill(self, walk: Walk) -> tuple[bytes, Bytes]:
+        """Bring a walk the block it wants; returns the block, and the file's bytes in it."""
         wanted = walk.wanted
         assert wanted is not None, "the walk is over"
         block = self.block(wanted.digest)
         try:
-            return walk.accept(block)
+            return block, walk.accept(block)
         except ValueError as error:  # the block is what its name says, and still no part of this file
-            name = cid_text(wanted.codec, wanted.digest)
-            raise ContentRefused(
-                f"{name}: {error}\n  ask for the file by the CID an importer gives it"
-            ) from error
+            raise foreign_tree(wanted, error) from error
 
     def open_path(self, content: ContentId) -> Path | None:
         """A path that holds the whole file, verified now; None where the content is not whole.
@@ -355,7 +336,7 @@ class Reader:
     def next_bytes(self) -> Bytes | None:
         """The next bytes, at most one leaf of them; None at the end."""
         while self._walk.wanted is not None:
-            data = self._store.fill(self._walk)
+            _, data = self._store.fill(self._walk)
             if data:
                 return data
         return None

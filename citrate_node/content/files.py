@@ -10,11 +10,11 @@ import itertools
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ServiceError
+from ..errors import ConfigError, ServiceError
 from ..protocol.content_id import Bytes, ContentId, decode_cid
 from .interface import Entry, StoreFull
 
@@ -63,6 +63,27 @@ def write_temporary(folder: Path, data: Bytes) -> Path:
         path.unlink(missing_ok=True)
         raise
     return path
+
+
+def write_new_file(path: Path, parts: Iterable[Bytes]) -> None:
+    """Write a file that appears only when complete and synced; ConfigError where one is there already."""
+    if path.exists():
+        raise ConfigError(f"{path} exists\n  name a file that does not, or remove this one first")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{next(_temporary_numbers)}")
+    try:
+        with open(temporary, "xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise ServiceError(
+            f"cannot write {path} ({error.strerror})\n  check that its folder exists and has room"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_regular(path: Path, size_bytes_max: int) -> bytes | None:

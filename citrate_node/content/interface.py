@@ -46,6 +46,25 @@ class Entry:
     ephemeral_checkpoint: int | None
     """The checkpoint this content serves: it may go once that one is final. None: no such end."""
 
+    def is_over(self, final_checkpoint: int | None) -> bool:
+        """Whether a collection may take it: unpinned, and its checkpoint, if it has one, is final."""
+        if self.pinned:
+            return False
+        if self.ephemeral_checkpoint is None:
+            return True
+        return final_checkpoint is not None and self.ephemeral_checkpoint <= final_checkpoint
+
+
+def entry_after_put(old: Entry | None, content: ContentId, ephemeral_checkpoint: int | None) -> Entry:
+    """What a store keeps once a content was stored (again): what was promised before still holds."""
+    if ephemeral_checkpoint is None:
+        return Entry(content, True, None)
+    if old is None:
+        return Entry(content, False, ephemeral_checkpoint)
+    if old.ephemeral_checkpoint is None:
+        return Entry(content, old.pinned, None if old.pinned else ephemeral_checkpoint)
+    return Entry(content, old.pinned, max(old.ephemeral_checkpoint, ephemeral_checkpoint))
+
 
 @dataclass(frozen=True, slots=True)
 class CollectReport:
@@ -55,6 +74,13 @@ class CollectReport:
     contents_kept: int
     blocks_removed: int
     bytes_freed: int
+
+
+def missing(name: str) -> ContentMissing:
+    """The error of a content or block that is not here."""
+    return ContentMissing(
+        f"{name} is not in this store, or not whole\n  fetch it from a peer, or import a CAR of it"
+    )
 
 
 class ContentStore(Protocol):
@@ -71,6 +97,8 @@ class ContentStore(Protocol):
     async def get_by_cid(self, cid: str, size_bytes_max: int) -> bytes: ...
 
     async def resolve(self, cid: str, size_bytes_max: int) -> ContentId: ...
+
+    async def block(self, digest: bytes) -> bytes: ...
 
     def read(self, content: ContentId, offset: int = 0) -> AsyncIterator[bytes]: ...
 

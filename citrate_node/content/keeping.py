@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 from ..protocol.content_id import BLOCK_SIZE_BYTES_MAX, Bytes, ContentId
 from .files import BlockFolder, Records, sync_folder, write_temporary
-from .interface import CollectReport, ContentMissing, ContentRefused, Entry, StoreFull
+from .interface import CollectReport, ContentRefused, Entry, StoreFull, entry_after_put, missing
 from .store_folder import StoreFolder
 from .tree import Walk
 
@@ -73,7 +73,7 @@ class Keeper:
             doomed = tuple(
                 entry.content
                 for entry in self.entries.values()
-                if not entry.pinned and not self._leases[entry.content] and _is_over(entry, final_checkpoint)
+                if entry.is_over(final_checkpoint) and not self._leases[entry.content]
             )
             self.records.remove(doomed)
             for content in doomed:
@@ -190,30 +190,5 @@ class BlockImport:
             if not all(keeper.reach(content, reached)):
                 raise ContentRefused(f"{content.cid}: blocks are missing\n  fetch it again from another peer")
             old = keeper.entries.get(content)
-            keeper.record(_joined(old, content, ephemeral_checkpoint))
+            keeper.record(entry_after_put(old, content, ephemeral_checkpoint))
             self.fresh -= reached
-
-
-def _joined(old: Entry | None, content: ContentId, ephemeral_checkpoint: int | None) -> Entry:
-    """The entry after another `put` of the same content: what was promised before still holds."""
-    if ephemeral_checkpoint is None:
-        return Entry(content, True, None)
-    if old is None:
-        return Entry(content, False, ephemeral_checkpoint)
-    if old.ephemeral_checkpoint is None:
-        return Entry(content, old.pinned, None if old.pinned else ephemeral_checkpoint)
-    return Entry(content, old.pinned, max(old.ephemeral_checkpoint, ephemeral_checkpoint))
-
-
-def _is_over(entry: Entry, final_checkpoint: int | None) -> bool:
-    """Whether an unpinned content has served its purpose."""
-    if entry.ephemeral_checkpoint is None:
-        return True
-    return final_checkpoint is not None and entry.ephemeral_checkpoint <= final_checkpoint
-
-
-def missing(name: str) -> ContentMissing:
-    """The error of a content or block that is not here."""
-    return ContentMissing(
-        f"{name} is not in this store, or not whole\n  fetch it from a peer, or import a CAR of it"
-    )

@@ -8,15 +8,20 @@ block arrives: bytes, nodes and depth (protocol.content_id.expected_links).
 import hashlib
 from dataclasses import dataclass
 
+from ..errors import ConfigError
 from ..protocol.content_id import (
     BLOCK_SIZE_BYTES_MAX,
     DAG_PB,
     RAW,
     Bytes,
     ContentId,
+    cid_text,
+    decode_node,
     expected_links,
+    parse_cid,
     tree_depth,
 )
+from .interface import ContentRefused
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,3 +95,40 @@ class Walk:
                     Wanted(link.digest, link.size_bytes, wanted.depth - 1, end, link.tree_size_bytes)
                 )
         return b""
+
+
+def asked_cid(cid: str) -> tuple[int, bytes]:
+    """(codec, digest) of a CID that a person or a configuration named."""
+    try:
+        return parse_cid(cid)
+    except ValueError as error:
+        raise ConfigError(f"{cid!r} does not name a content: {error}") from error
+
+
+def content_of_root(codec: int, digest: bytes, block: bytes, size_bytes_max: int) -> ContentId:
+    """The content below a root block that was hashed already: its size is what the root states.
+
+    ContentRefused above `size_bytes_max`, and where the block is no root of a file: an inner node, a
+    directory, a tree of another profile.
+    """
+    name = cid_text(codec, digest)
+    try:
+        size_bytes = len(block) if codec == RAW else sum(link.size_bytes for link in decode_node(block))
+        content = ContentId.from_cid(name, size_bytes)
+    except ValueError as error:
+        raise ContentRefused(
+            f"{name} is not the root of a file: {error}\n  ask for the file's own CID"
+        ) from error
+    if size_bytes > size_bytes_max:
+        raise ContentRefused(
+            f"{name} has {size_bytes} bytes, the limit is {size_bytes_max}\n  raise the limit if you trust it"
+        )
+    return content
+
+
+def foreign_tree(wanted: Wanted, error: ValueError) -> ContentRefused:
+    """The error of a block that hashes to its name and still is no part of the content asked for."""
+    return ContentRefused(
+        f"{cid_text(wanted.codec, wanted.digest)}: {error}\n"
+        "  ask for the file by the CID and size that an importer gives it"
+    )

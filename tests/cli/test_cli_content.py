@@ -55,6 +55,19 @@ def test_an_unpinned_content_goes_at_the_next_gc(tmp_path: Path) -> None:
     assert gone.stdout == b""
 
 
+def test_a_content_travels_in_a_car_to_another_store(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(BIG)
+    cid = citrate("add", tmp_path / "f", "--store", tmp_path / "one").stdout.decode().strip()
+    car, cut = tmp_path / "f.car", tmp_path / "cut.car"
+    assert citrate("export", cid, car, "--store", tmp_path / "one").returncode == 0
+    cut.write_bytes(car.read_bytes()[:-1])
+    refused = citrate("import", cut, "--store", tmp_path / "two")
+    assert (refused.returncode, b"the CAR ends after baf" in refused.stderr) == (1, True)
+    done = citrate("import", car, "--cid", cid, "--store", tmp_path / "two", "--json")
+    assert json.loads(done.stdout) == {"type": "imported", "cid": cid, "size_bytes": len(BIG)}
+    assert citrate("cat", cid, "--store", tmp_path / "two").stdout == BIG
+
+
 def test_a_damaged_block_is_named_and_never_handed_out(tmp_path: Path) -> None:
     store = tmp_path / "store"
     (tmp_path / "f").write_bytes(DATA)
