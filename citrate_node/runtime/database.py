@@ -1,14 +1,15 @@
 """What a node must not forget: SQLite in WAL mode, one file per node, every write durable when it returns.
 
-Signing journal, messages of open checkpoints, error-feedback residuals, and where the last final checkpoint
-stands. Big things (weights, deltas, records) are in the content store; here are only their hashes. Called by
-main_loop, from one thread at a time.
+Signing journal, messages of open checkpoints, error-feedback residuals, where the last final checkpoint
+stands, and how far the contract's events were followed. Big things (weights, deltas, records) are in the
+content store; here are only their hashes. Called by main_loop and chain_events.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,12 @@ CREATE TABLE checkpoints (
   weights_hash BLOB NOT NULL, weights_size INTEGER NOT NULL
 );
 CREATE TABLE identity (name TEXT PRIMARY KEY, value BLOB NOT NULL);
+CREATE TABLE followed (chain TEXT PRIMARY KEY, block INTEGER NOT NULL);
+CREATE TABLE picked_up (digest BLOB, size INTEGER, held INTEGER NOT NULL, PRIMARY KEY (digest, size));
+CREATE TABLE compositions (
+  adapter BLOB PRIMARY KEY, block INTEGER NOT NULL, weight_a INTEGER NOT NULL,
+  a_hash BLOB NOT NULL, a_size INTEGER NOT NULL, b_hash BLOB NOT NULL, b_size INTEGER NOT NULL
+);
 """
 
 
@@ -49,6 +56,17 @@ class FinalCheckpoint:
     """See encode_certificate; empty where this node saw no quorum's votes."""
     state_file: ContentId
     weights: ContentId
+
+
+@dataclass(frozen=True, slots=True)
+class WaitingComposition:
+    """A composition on chain without its version 1, and where its parents' weights are."""
+
+    adapter_id: bytes
+    block_number: int
+    weight_a: int
+    parent_a: ContentId
+    parent_b: ContentId
 
 
 def encode_certificate(certificate: Certificate | None, committee: tuple[Validator, ...]) -> bytes:
@@ -158,6 +176,74 @@ class NodeDatabase:
             self._db.execute("DELETE FROM messages WHERE checkpoint <= ?", (final.number,))
             self._db.execute("DELETE FROM journal WHERE checkpoint <= ?", (final.number,))
             self._db.execute("COMMIT")
+
+    def followed_block(self) -> int | None:
+        """The last block whose events were worked off, None before the first."""
+        with self._lock:
+            row = self._db.execute("SELECT block FROM followed").fetchone()
+        return None if row is None else int(row[0])
+
+    def follow(
+        self,
+        block: int,
+        wanted: Iterable[ContentId] = (),
+        compositions: Iterable[WaitingComposition] = (),
+        settled: Iterable[bytes] = (),
+    ) -> None:
+        """One transaction: events up to this block are worked off, and this is what they ask for."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            self._db.execute("INSERT OR REPLACE INTO followed VALUES ('contract', ?)", (block,))
+            for content in wanted:
+                self._db.execute(
+                    "INSERT OR IGNORE INTO picked_up VALUES (?, ?, 0)", (content.digest, content.size_bytes)
+                )
+            for c in compositions:
+                a, b = c.parent_a, c.parent_b
+                row = (
+                    c.adapter_id,
+                    c.block_number,
+                    c.weight_a,
+                    a.digest,
+                    a.size_bytes,
+                    b.digest,
+                    b.size_bytes,
+                )
+                self._db.execute("INSERT OR IGNORE INTO compositions VALUES (?, ?, ?, ?, ?, ?, ?)", row)
+            for adapter_id in settled:
+                self._db.execute("DELETE FROM compositions WHERE adapter = ?", (adapter_id,))
+            self._db.execute("COMMIT")
+
+    def wanted(self) -> list[ContentId]:
+        """Contents that the chain names and this node does not hold yet, oldest first."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT digest, size FROM picked_up WHERE NOT held ORDER BY rowid"
+            ).fetchall()
+        return [ContentId(digest, size) for digest, size in rows]
+
+    def picked_up_bytes(self) -> int:
+        """Of all contents that the chain named and that are held."""
+        with self._lock:
+            row = self._db.execute("SELECT COALESCE(SUM(size), 0) FROM picked_up WHERE held").fetchone()
+        return int(row[0])
+
+    def set_held(self, content: ContentId) -> None:
+        """The content is in the store, pinned."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE picked_up SET held = 1 WHERE digest = ? AND size = ?",
+                (content.digest, content.size_bytes),
+            )
+
+    def compositions(self) -> list[WaitingComposition]:
+        """Oldest first."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM compositions ORDER BY block, rowid").fetchall()
+        return [
+            WaitingComposition(adapter, block, weight_a, ContentId(ah, asize), ContentId(bh, bsize))
+            for adapter, block, weight_a, ah, asize, bh, bsize in rows
+        ]
 
     def final_checkpoints(self) -> list[FinalCheckpoint]:
         """All of them, oldest first."""

@@ -36,6 +36,8 @@ from ..protocol.topics import all_topics, topic_of
 from ..recording import Recording
 from ..training.settings import TrainSettings
 from ..training.worker import TrainingWorker
+from .chain_events import ChainEvents
+from .composition_meter import CompositionMeter
 from .database import FinalCheckpoint, NodeDatabase, decode_certificate, encode_certificate
 from .fetching import Fetcher
 
@@ -92,12 +94,15 @@ class MainLoop:
         network: Libp2pNetwork,
         chain: AdapterFactory,
         worker: TrainingWorker | None,
+        meter: CompositionMeter | None,
         opened: OpenedMessages,
         train_settings: TrainSettings,
         fetcher: Fetcher,
         recording: Recording | None,
         report: Report,
+        first_block: int,
     ) -> None:
+        """first_block: from where on the contract's events are this node's business."""
         self.node = node
         self._account_key = account_key
         self._database = database
@@ -105,12 +110,24 @@ class MainLoop:
         self._network = network
         self._chain = chain
         self._worker = worker
+        self._meter = meter
         self._opened = opened
         self._train_settings = train_settings
         self._fetcher = fetcher
         self._recording = recording
         self._report = report
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue(EVENTS_MAX)
+        self._chain_events = ChainEvents(
+            chain=chain,
+            database=database,
+            store=store,
+            fetcher=fetcher,
+            first_block=first_block,
+            state=lambda: node.state,
+            pending=lambda: tuple(node.core.pending),
+            offer=self._events.put,
+            report=report,
+        )
         self._committing: set[int] = set()
         self._answers: dict[int, asyncio.Future[tuple[Message, ...]]] = {}
         self._next_request = 0
@@ -129,6 +146,7 @@ class MainLoop:
                     tasks.create_task(self._consume()),
                     tasks.create_task(self._receive()),
                     tasks.create_task(self._watch_chain()),
+                    tasks.create_task(self._chain_events.run()),
                     tasks.create_task(self._network.failed()),
                 ]
                 for topic in all_topics(self.node.state.network_id):
@@ -230,6 +248,8 @@ class MainLoop:
                 self._spawn(self._evaluate(action))
             case act.Measure():
                 self._spawn(self._measure(action))
+            case act.MeasureComposition():
+                self._spawn(self._measure_composition(action))
             case act.Commit():
                 self._spawn(self._commit(action.certificate, action.validators))
             case act.CatchUp():
@@ -258,9 +278,16 @@ class MainLoop:
         state_file = await self._store.put(action.state_file)
         weights = await self._store.put(action.weights)
         await self._store.put(action.record)
+        for request in action.compositions:
+            await self._store.put(request.result.weights.encode())
         if self._recording is not None and action.outcome is not None:
             await asyncio.to_thread(
-                self._recording.write_checkpoint, action.number, action.record, action.inputs, action.deltas
+                self._recording.write_checkpoint,
+                action.number,
+                action.record,
+                action.inputs,
+                action.deltas,
+                action.compositions,
             )
         final = FinalCheckpoint(
             action.number,
@@ -367,6 +394,16 @@ class MainLoop:
             event = ev.TrainingFailed("measure", str(error), action.checkpoint)
         await self._events.put(event)
 
+    async def _measure_composition(self, action: act.MeasureComposition) -> None:
+        event = ev.CompositionMeasured(action.weights_hash, None, 0)
+        try:
+            assert self._meter is not None
+            event = ev.CompositionMeasured(action.weights_hash, *await self._meter.measure(action.weights))
+        except CitrateError as error:
+            name = action.weights_hash.hex()
+            self._report({"type": "failed", "what": "measure", "weights_hash": name, "reason": str(error)})
+        await self._events.put(event)
+
     async def _commit(self, certificate: Certificate, validators: tuple[Validator, ...]) -> None:
         number = certificate.commitment.number
         if number in self._committing:
@@ -428,6 +465,14 @@ def _finalized(node: Node, action: act.Finalize, weights: ContentId) -> dict[str
             "measurements": len(record.measurements),
             "promoted": record.promoted,
             "accuracy_ppm": record.accuracy_ppm,
+            "compositions": [
+                {
+                    "adapter": update.adapter_id.hex(),
+                    "weights_hash": update.weights_hash.hex(),
+                    "accuracy_ppm": update.accuracy_ppm,
+                }
+                for update in record.compositions
+            ],
             "outcomes": [
                 {"mentor": o.mentor[:4].hex(), "score_ppm": o.score_ppm, "weight": o.weight}
                 for o in action.outcome.aggregation.outcomes

@@ -37,6 +37,7 @@ from ..recording import Recording
 from ..training.base_model import BaseModel
 from ..training.settings import LoraSettings, TrainSettings
 from ..training.worker import TrainingWorker
+from .composition_meter import CompositionMeter
 from .database import FinalCheckpoint, NodeDatabase
 from .fetching import Fetcher
 from .folder_lock import FolderLock
@@ -99,11 +100,13 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             network=network,
             chain=chain,
             worker=worker,
+            meter=_meter(config) if worker is not None else None,
             opened=opened,
             train_settings=_train_settings(config),
             fetcher=fetcher,
             recording=Recording(config.recording) if config.recording else None,
             report=report,
+            first_block=place.created_block,
         )
         door.open(loop)
         await loop.run(stop, _stored_events(database, store, place.network_id))
@@ -146,6 +149,8 @@ class _Place:
     base_model_id: bytes
     first_weights: ContentId
     genesis_record_hash: bytes
+    created_block: int
+    """Of the adapter: what the contract said before is not this network's business."""
 
     @classmethod
     async def find(
@@ -170,6 +175,7 @@ class _Place:
         place.adapter_id = bytes.fromhex(config.adapter_id.removeprefix("0x"))
         adapter = await chain.adapter(place.adapter_id)
         place.base_model_id = adapter.base_model_id
+        place.created_block = adapter.created_block
         first = await chain.version(place.adapter_id, 1)
         place.first_weights = ContentId(first.weights_hash, first.size_bytes)
         place.genesis_record_hash = await chain.genesis_record_hash()
@@ -199,6 +205,19 @@ def _train_settings(config: NodeConfig) -> TrainSettings:
         sequence_bytes=config.sequence_bytes,
         learning_rate=config.learning_rate,
     )
+
+
+def _meter(config: NodeConfig) -> CompositionMeter:
+    def make_worker(settings: LoraSettings) -> TrainingWorker:
+        return TrainingWorker(
+            config.base_model,
+            settings,
+            config.data,
+            sequence_bytes=config.sequence_bytes,
+            threads=config.threads,
+        )
+
+    return CompositionMeter(make_worker)
 
 
 async def _start_worker(
