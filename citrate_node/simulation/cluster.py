@@ -20,15 +20,19 @@ from ..node import actions as act
 from ..node import events as ev
 from ..node.core import ChainIdentity, Identity
 from ..node.state_machine import Node
-from ..protocol.certificate import Validator
+from ..protocol.adapter import AdapterWeights
+from ..protocol.certificate import CertifiedUpdate, Validator
+from ..protocol.checkpoint import decode_record
+from ..protocol.composition_request import CompositionRequest
+from ..protocol.content_id import content_id
 from ..protocol.gossip_validation import open_message
 from ..protocol.identifiers import network_id
-from ..protocol.messages import MentorshipSignal, Message, Vote, sign_message
+from ..protocol.messages import MentorshipSignal, Message, Proposal, Vote, sign_message
 from ..protocol.preset import Preset
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from ..protocol.tensors import Factor, weights_to_float32
-from .chain_model import ChainModel
+from .chain_model import ChainModel, Composed
 from .checkers import Checkers, ProgressViolation
 from .synthetic import SyntheticTask
 
@@ -58,6 +62,8 @@ class ClusterOptions:
     """Mentors that announce a second signal to half of the network."""
     liars: frozenset[int] = frozenset()
     """Evaluators that report the opposite of what they measured."""
+    forgers: frozenset[int] = frozenset()
+    """Proposers that put other weights into the record than the composition gives."""
     stakes: tuple[int, ...] = ()
     spread: float = 0.5
     training_ms: tuple[int, int] = (200, 1500)
@@ -124,6 +130,11 @@ class Cluster:
             self.task.initial_weights(),
             GENESIS_RECORD_HASH,
         )
+        self.chain.open_adapter = self.genesis.adapter_id
+        self.adapter_weights: dict[bytes, AdapterWeights] = {}
+        """Content digest to weights: what the content stores of all nodes hold together."""
+        self._create(self.genesis.adapter_id, self.genesis.weights)
+        self._settled: set[bytes] = set()
         self.chain_identity = ChainIdentity(self.chain.chain_id, self.chain.contract)
         self.nodes = [SimulatedNode(i, identity, None) for i, identity in enumerate(identities)]
         self._by_key = {identity.node_key: i for i, identity in enumerate(identities)}
@@ -134,6 +145,39 @@ class Cluster:
     def _identity(self, index: int) -> Identity:
         name = f"citrate simulation {self.options.seed} node {index}"
         return Identity(sha256(f"{name} seed".encode()).digest(), sha256(f"{name} account".encode()).digest())
+
+    # ---------------------------------------------------------------- adapters
+
+    def create_adapter(self, name: str, weights: AdapterWeights) -> bytes:
+        """Another adapter on chain; its id."""
+        adapter_id = sha256(f"simulated adapter {name}".encode()).digest()
+        self._create(adapter_id, weights)
+        return adapter_id
+
+    def _create(self, adapter_id: bytes, weights: AdapterWeights) -> None:
+        content = content_id(weights.encode())
+        self.adapter_weights[content.digest] = weights
+        version = CertifiedUpdate(adapter_id, content.digest, content.codec, content.size_bytes, 0)
+        self.chain.create(adapter_id, version)
+
+    def compose(self, parent_a: bytes, parent_b: bytes, weight_a: int) -> bytes:
+        """Ask the chain for a composition of the latest versions; its id. Nodes hear of it a little later."""
+        composed = self.chain.compose(parent_a, parent_b, weight_a)
+        for simulated in self.nodes:
+            self._later(simulated.index, self._latency(), self._composed(composed))
+        return composed.adapter_id
+
+    def _composed(self, composed: Composed) -> ev.AdapterComposed:
+        first = self.chain.versions[composed.parent_a][composed.version_a - 1]
+        second = self.chain.versions[composed.parent_b][composed.version_b - 1]
+        return ev.AdapterComposed(
+            CompositionRequest(
+                composed.adapter_id,
+                self.adapter_weights[first.weights_hash],
+                self.adapter_weights[second.weights_hash],
+                composed.weight_a,
+            )
+        )
 
     # ---------------------------------------------------------------- time
 
@@ -193,6 +237,9 @@ class Cluster:
         )
         life = simulated.life
         self._handle(index, life, ev.HeadAdvanced(self.chain.block_number))
+        for composed in self.chain.compositions.values():
+            if not self.chain.versions[composed.adapter_id]:
+                self._handle(index, life, self._composed(composed))
         stored, simulated.messages = simulated.messages, []
         for message in stored:
             self._handle(index, life, ev.MessageReceived(message))
@@ -213,6 +260,8 @@ class Cluster:
 
     def _mine(self) -> None:
         commits = self.chain.mine()
+        settled = [i for i in self.chain.compositions if self.chain.versions[i] and i not in self._settled]
+        self._settled.update(settled)
         for simulated in self.nodes:
             if simulated.node is None:
                 continue
@@ -220,6 +269,8 @@ class Cluster:
             for commit in commits:
                 event = ev.CheckpointCommitted(commit.number, commit.record_hash, commit.block_number)
                 self._later(simulated.index, delay, event)
+            for adapter_id in settled:
+                self._later(simulated.index, self._latency(), ev.CompositionSettled(adapter_id))
             self._later(simulated.index, delay, ev.HeadAdvanced(self.chain.block_number))
         self._at(BLOCK_INTERVAL_MS, self._mine)
 
@@ -268,6 +319,10 @@ class Cluster:
                 self._evaluate(index, action)
             case act.Measure():
                 self._measure(index, action)
+            case act.MeasureComposition():
+                figure = self.task.composed_improvement_ppm(index, action.weights)
+                event = ev.CompositionMeasured(action.weights_hash, *figure)
+                self._later(index, self._latency(), event)
             case act.Commit():
                 self.chain.send(action.certificate, action.validators)
             case act.CatchUp():
@@ -281,6 +336,8 @@ class Cluster:
 
     def _publish(self, simulated: SimulatedNode, message: Message) -> None:
         index = simulated.index
+        if index in self.options.forgers and isinstance(message.body, Proposal):
+            message = _forged(simulated.identity.seed, message.body)
         if isinstance(message.body, Vote):
             body = message.body
             self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
@@ -372,6 +429,9 @@ class Cluster:
     def _finalize(self, simulated: SimulatedNode, action: act.Finalize) -> None:
         node = simulated.node
         assert node is not None
+        self.adapter_weights[node.state.weights_content.digest] = node.state.weights
+        for request in action.compositions:
+            self.adapter_weights[request.content.digest] = request.result.weights
         hashes = {commit.number: commit.record_hash for commit in self.chain.commits}
         self.checkers.on_finalize(simulated.index, action, hashes, node.state)
         simulated.blobs[node.state.record_hash] = action
@@ -409,3 +469,12 @@ class Cluster:
     def reopen(self, messages: Iterable[Message]) -> list[Message]:
         """The same messages, read back from their envelopes: what a peer would see."""
         return [open_message(m.envelope, self.network_id) for m in messages]
+
+
+def _forged(seed: bytes, body: Proposal) -> Message:
+    """The same proposal with other weights for its compositions; as it was where it has none."""
+    record = decode_record(body.record)
+    forged = tuple(
+        replace(update, weights_hash=sha256(update.weights_hash).digest()) for update in record.compositions
+    )
+    return sign_message(seed, replace(body, record=replace(record, compositions=forged).encode()))

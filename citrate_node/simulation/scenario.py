@@ -125,7 +125,9 @@ def run_scenario(
         on_checkpoint(row)
         finalize = cluster.outcomes.get(number)
         if recording is not None and finalize is not None:
-            recording.write_checkpoint(number, finalize.record, finalize.inputs, finalize.deltas)
+            recording.write_checkpoint(
+                number, finalize.record, finalize.inputs, finalize.deltas, finalize.compositions
+            )
             assert finalize.outcome is not None
             record = finalize.outcome.record
             recording.add_chain_row(

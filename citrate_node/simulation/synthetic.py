@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.adapter import AdapterConfig, AdapterWeights, from_tensors
-from ..protocol.tensors import Manifest
+from ..protocol.tensors import Int64Array, Manifest, weights_from_float32
 
 Values = npt.NDArray[np.float32]
 LOSS_UNIT = 2**30
@@ -78,6 +78,16 @@ class SyntheticTask:
             out[signal_id] = (ratio_ppm(before - after, before), self.examples)
         return out
 
+    def composed_improvement_ppm(self, node: int, weights: AdapterWeights) -> tuple[int, int]:
+        """Of an adapter of any rank over the base alone: how near its update comes to the own target."""
+        initial = self.initial_weights()
+        manifest = initial.manifest.subset("lora_B")
+        target = initial.with_values(manifest, weights_from_float32(self.target(node, manifest)))
+        wanted = _update(target)
+        before = int(np.sum(wanted * wanted))
+        left = wanted - _update(weights)
+        return ratio_ppm(before - int(np.sum(left * left)), before), self.examples
+
     def global_loss(self, values: Values, manifest: Manifest) -> float:
         """Mean over all nodes of the mean squared distance: what mentorship is for."""
         total = sum(self.loss(node, values, manifest) for node in range(self.nodes))
@@ -88,6 +98,15 @@ class SyntheticTask:
         digest = sha256(f"{self.seed}/{name}".encode()).digest()
         generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
         return (generator.integers(-(2**15), 2**15, count) / 2**15).astype(np.float32)
+
+
+def _update(weights: AdapterWeights) -> Int64Array:
+    """(alpha / rank) · B · A of the one module, in units of 2^-20; exact, so the same on every machine."""
+    tensors = weights.integers()
+    name = "base_model.model.linear.lora_{}.weight"
+    product = (tensors[name.format("B")] >> 9) @ (tensors[name.format("A")] >> 9)
+    scaled: Int64Array = product * weights.config.alpha // weights.config.rank >> 10
+    return scaled
 
 
 def ratio_ppm(part: int, whole: int) -> int:
