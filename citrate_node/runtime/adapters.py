@@ -316,7 +316,7 @@ _ADVICE = {
     "UnknownVersion": "`citrate adapter history` shows the versions of an adapter",
     "UnknownBaseModel": "`citrate adapter bases` shows the base models that are registered",
     "NotYetCertified": (
-        "it is a composition that waits for its first checkpoint: nodes compute it once they hold the weights "
+        "a composition that waits for its first checkpoint: nodes compute it once they have the weights "
         "of both parents; look again with `citrate adapter show`"
     ),
     "AdapterExists": "this account made the same call before: `citrate adapter show` it, or change the name",

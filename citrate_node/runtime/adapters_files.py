@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ConfigError
+from ..errors import CitrateError, ConfigError
 from ..protocol.adapter import (
     AdapterConfig,
     AdapterLimits,
@@ -87,6 +87,17 @@ def read_adapter(path: Path, limits: AdapterLimits, base_model_id: bytes | None 
     if base_model_id is not None:
         require_base(weights, base_model_id, str(file))
     return AdapterFile(weights, data, converted=False)
+
+
+def decoded(data: bytes, limits: AdapterLimits, what: str) -> AdapterFile:
+    """Bytes that the chain names, as an adapter. Raises NotAnAdapter: the contract takes any bytes."""
+    try:
+        return AdapterFile(decode_adapter(data, limits), data, converted=False)
+    except FormatError as error:
+        raise NotAnAdapter(
+            f"{what} has the hash that the chain names, but is no adapter of this network: {error}\n"
+            "  `citrate content get` writes such bytes as they are"
+        ) from None
 
 
 def require_base(weights: AdapterWeights, base_model_id: bytes, what: str) -> None:
@@ -251,3 +262,69 @@ def _read(file: Path, size_bytes_max: int) -> bytes:
         return file.read_bytes()
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}\n  give an adapter file or folder") from None
+
+
+def find_base(text: str, local: str) -> tuple[bytes, BaseModel | None]:
+    """The id that --base-model names, and the base's files where this machine has them.
+
+    text: 64 hex digits, "embedded", a folder or a hub name. local: name of the base that is tried for an id.
+    """
+    named = text.removeprefix("0x")
+    if len(named) == 64 and set(named.lower()) <= set("0123456789abcdef"):
+        base_model_id = bytes.fromhex(named)
+        return base_model_id, local_base(base_model_id, local)
+    base = BaseModel.load(text)
+    return base.base_model_id, base
+
+
+def local_base(base_model_id: bytes, local: str) -> BaseModel | None:
+    """The base with this id, if the one that this machine knows by name is it."""
+    try:
+        base = BaseModel.load(local)
+    except CitrateError:
+        return None  # its files were moved: what needs them is a check more, not the command itself
+    return base if base.base_model_id == base_model_id else None
+
+
+def file_differences(folder: Path | None, ours: AdapterFile, theirs: AdapterFile | None) -> list[str]:
+    """What differs between a folder's settings and its weights, and between two weights, as sentences."""
+    wrong = []
+    config = ours.weights.config
+    if folder is not None:
+        settings = read_peft_config(folder / CONFIG_FILE)
+        wanted = peft_config(config, "")
+        for name in ("r", "lora_alpha"):
+            if settings.get(name) != wanted[name]:
+                wrong.append(f"{CONFIG_FILE} says {name} {settings.get(name)}, the weights {wanted[name]}")
+        targets = settings.get("target_modules")
+        if isinstance(targets, list) and sorted(map(str, targets)) != wanted["target_modules"]:
+            wrong.append(f"{CONFIG_FILE} names target_modules {', '.join(sorted(map(str, targets)))}")
+    if theirs is not None and theirs.weights.config != config:
+        other = theirs.weights.config
+        for name in ("base_model_id", "rank", "alpha", "targets"):
+            if getattr(config, name) != getattr(other, name):
+                wrong.append(
+                    f"{name} is {_shown(getattr(config, name))}, on chain {_shown(getattr(other, name))}"
+                )
+    if theirs is not None:
+        wrong += _tensor_differences(ours.weights, theirs.weights)
+    return wrong
+
+
+def _tensor_differences(ours: AdapterWeights, theirs: AdapterWeights) -> list[str]:
+    mine, other = ours.integers(), theirs.integers()
+    wrong = []
+    for name in sorted({*mine, *other}):
+        if name not in mine or name not in other:
+            wrong.append(f"{name} is {'missing' if name in other else 'too many'}")
+        elif mine[name].shape != other[name].shape:
+            wrong.append(f"{name} is {list(mine[name].shape)}, on chain {list(other[name].shape)}")
+        elif count := int(np.count_nonzero(mine[name] != other[name])):
+            wrong.append(f"{name}: {count} of {mine[name].size} values differ")
+    return wrong
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.hex()
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

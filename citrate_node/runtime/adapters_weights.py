@@ -102,3 +102,18 @@ async def _from_calldata(factory: AdapterFactory, adapter_id: bytes, row: Versio
         ):
             return event.weights
     return None
+
+
+def held_by(stores: Sequence[Path], content: ContentId) -> Path | None:
+    """The first store that holds the whole content."""
+    for path in stores:
+        try:
+            store = BlockStore(path, read_only=True)
+        except CitrateError:
+            continue  # not a store, or one of another version: it holds nothing for us
+        try:
+            if store.has(content):
+                return path
+        finally:
+            store.close()
+    return None
