@@ -98,7 +98,7 @@ _NODE_KEYS: dict[str, dict[str, tuple[type, Any]]] = {
         "base_model": (str, "embedded"),
         "data": (str, ""),
         "steps": (int, 8),
-        "batch_sequences": (int, 16),
+        "batch_sequences": (int, 8),
         "sequence_bytes": (int, 128),
         "learning_rate": (float, 0.01),
         "threads": (int, 1),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from web3 import AsyncHTTPProvider
 
 REQUEST_TIMEOUT_SECONDS = 15.0
+PRUNED_RETRIES = 3
 
 
 class ContractRefusal(ServiceError):
@@ -57,7 +58,20 @@ class Rpc:
         await self._provider.disconnect()
 
     async def request(self, method: str, *params: Any) -> Any:
-        """The result. Raises ContractRefusal on a revert, RpcError on other errors, else ServiceError."""
+        """The result. Raises ContractRefusal on a revert, RpcError on other errors, else ServiceError.
+
+        anvil with pruned history forgets a block's state in the moment in which it makes the next one, and
+        then refuses a call on "latest" that it had already resolved: asked again, it answers.
+        """
+        for _ in range(PRUNED_RETRIES):
+            try:
+                return await self._request(method, *params)
+            except RpcError as error:
+                if "BlockOutOfRange" not in error.message:
+                    raise
+        return await self._request(method, *params)
+
+    async def _request(self, method: str, *params: Any) -> Any:
         import aiohttp
 
         try:

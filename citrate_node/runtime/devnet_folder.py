@@ -184,7 +184,7 @@ def new_choices(
         alpha=0.3,
         bytes_per_node=32_768,
         steps=8,
-        batch_sequences=16,
+        batch_sequences=8,
         sequence_bytes=128,
         learning_rate=0.01,
         rank=8,
