@@ -1,0 +1,42 @@
+"""One base and one trainer for all tests here: importing torch and PEFT is most of their time."""
+
+from __future__ import annotations
+
+import pytest
+
+from citrate_node.training.base_model import BaseModel
+from citrate_node.training.data import NodeData, load_node_data
+from citrate_node.training.initial import Tensors
+from citrate_node.training.lora import LoraTrainer
+from citrate_node.training.settings import LoraSettings, TrainSettings
+
+SMALL = LoraSettings(rank=2, alpha=4)
+SHORT = TrainSettings(steps=3, batch_sequences=4, sequence_bytes=64, learning_rate=0.02)
+
+
+@pytest.fixture(scope="session")
+def base() -> BaseModel:
+    return BaseModel.load()
+
+
+@pytest.fixture(scope="session")
+def trainer(base: BaseModel) -> LoraTrainer:
+    return LoraTrainer(base, SMALL)
+
+
+@pytest.fixture(scope="session")
+def node_data(base: BaseModel) -> NodeData:
+    return load_node_data("embedded:1/4?bytes=8192", base, sequence_bytes=64)
+
+
+@pytest.fixture(scope="session")
+def first_weights(base: BaseModel) -> Tensors:
+    from citrate_node.training.initial import initial_weights
+
+    return initial_weights(base.tensor_shapes(SMALL), b"tests")
+
+
+@pytest.fixture(scope="session")
+def trained_weights(trainer: LoraTrainer, node_data: NodeData, first_weights: Tensors) -> Tensors:
+    """An adapter with both factors away from their start."""
+    return trainer.train(first_weights, node_data.train, SHORT, moving="both", seed=7).weights
