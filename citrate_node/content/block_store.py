@@ -7,25 +7,22 @@ the folder is described in store_folder; what is kept, and until when, is decide
 import hashlib
 import io
 import os
-import stat
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
-from ..errors import ConfigError, ServiceError
+from ..errors import ServiceError
 from ..protocol.content_id import (
     BLOCK_SIZE_BYTES_MAX,
-    LEAF_SIZE_BYTES,
     RAW,
     Bytes,
     ContentId,
     Importer,
     cid_text,
 )
-from .files import BlockFolder, named_errors, write_temporary
+from .files import BlockFolder, named_errors, open_source, source_chunks, write_temporary
 from .interface import (
     CollectReport,
     ContentDamaged,
@@ -114,8 +111,8 @@ class BlockStore:
         """
         if not isinstance(data, Path):
             return self._put([data], memoryview(data).nbytes, ephemeral_checkpoint, stop)
-        with _open_source(data) as file:
-            chunks = _chunks(file, data)
+        with open_source(data) as file:
+            chunks = source_chunks(file, data)
             return self._put(chunks, os.fstat(file.fileno()).st_size, ephemeral_checkpoint, stop)
 
     def _put(
@@ -340,31 +337,3 @@ class Reader:
             if data:
                 return data
         return None
-
-
-@contextmanager
-def _open_source(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to be stored; ConfigError for a name that is no readable file (a pipe would never end)."""
-    try:
-        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {path} ({error.strerror})\n  name a file this user may read"
-        ) from error
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ConfigError(f"{path} is not a regular file\n  name a file")
-        yield file
-
-
-def _chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
-    while True:
-        try:
-            chunk = file.read(4 * LEAF_SIZE_BYTES)
-        except OSError as error:
-            raise ServiceError(
-                f"cannot read {path} ({error.strerror})\n  check the disk it lies on"
-            ) from error
-        if not chunk:
-            return
-        yield chunk

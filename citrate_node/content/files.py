@@ -13,9 +13,10 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from ..errors import ConfigError, ServiceError
-from ..protocol.content_id import Bytes, ContentId, decode_cid
+from ..protocol.content_id import LEAF_SIZE_BYTES, Bytes, ContentId, decode_cid
 from .interface import Entry, StoreFull
 
 _temporary_numbers = itertools.count()
@@ -99,6 +100,35 @@ def read_regular(path: Path, size_bytes_max: int) -> bytes | None:
         if not stat.S_ISREG(status.st_mode) or status.st_size > size_bytes_max:
             return None
         return file.read()
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to be stored; ConfigError for a name that is no readable file (a pipe would never end)."""
+    try:
+        file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path} ({error.strerror})\n  name a file this user may read"
+        ) from error
+    with file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ConfigError(f"{path} is not a regular file\n  name a file")
+        yield file
+
+
+def source_chunks(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The bytes of an opened source, a few leaves at a time."""
+    while True:
+        try:
+            chunk = file.read(4 * LEAF_SIZE_BYTES)
+        except OSError as error:
+            raise ServiceError(
+                f"cannot read {path} ({error.strerror})\n  check the disk it lies on"
+            ) from error
+        if not chunk:
+            return
+        yield chunk
 
 
 class BlockFolder:
