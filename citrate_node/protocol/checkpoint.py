@@ -13,12 +13,11 @@ from typing import Annotated
 from .certificate import CertifiedUpdate, CheckpointCommitment
 from .content_id import ContentId, content_id
 from .encoding import (
-    INT64_MAX,
-    INT64_MIN,
     Between,
     CheckpointNumber,
     EncodingError,
     Hash32,
+    Ppm,
     SizedIds,
     decode_fields,
     encode_fields,
@@ -50,7 +49,7 @@ class RecordedUpdate:
     """Per cent of the first parent; the second has the rest."""
     weights_hash: Hash32
     size_bytes: Annotated[int, Between(1, 2**40)]
-    accuracy_ppm: Annotated[int, Between(INT64_MIN + 1, INT64_MAX)]
+    accuracy_ppm: Ppm
     measurements: SizedIds
     """Ascending; by a quorum of the committee, and accuracy_ppm is their weighted median."""
 
@@ -79,7 +78,7 @@ class CheckpointRecord:
     weights_size_bytes: SizeBytes
     promoted: bool
     """Whether the adapter gets a new version on chain."""
-    accuracy_ppm: Annotated[int, Between(INT64_MIN, INT64_MAX)]
+    accuracy_ppm: Ppm
     """Measured improvement over the base model alone; 0 where not promoted."""
 
     compositions: tuple[RecordedUpdate, ...]

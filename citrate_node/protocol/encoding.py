@@ -47,9 +47,11 @@ Hash32 = Annotated[bytes, Sized(32, 32)]
 NodeKey = Annotated[bytes, Sized(32, 32)]
 """Ed25519 public key of a node: its name in every message and its libp2p identity."""
 CheckpointNumber = Annotated[int, Between(0, UINT64_MAX)]
-Ppm = Annotated[int, Between(INT64_MIN, INT64_MAX)]
-"""Parts per million; signed where a change can be for the worse."""
+Ppm = Annotated[int, Between(INT64_MIN + 1, INT64_MAX)]
+"""Parts per million; signed where a change can be for the worse. The least int64 means unknown on chain."""
 Count = Annotated[int, Between(0, 2**40)]
+Round = Annotated[int, Between(0, 2**32 - 1)]
+"""Attempt at a checkpoint: a uint32 of the contract."""
 Name = Annotated[str, Sized(1, 64)]
 SizedIds = tuple[Annotated[bytes, Sized(32, 32)], ...]
 """A list of 32-byte ids."""
@@ -74,6 +76,7 @@ def decode(data: bytes, *, size_bytes_max: int) -> Any:
             tag_hook=_refuse_tag,
             semantic_decoders=_NO_TAGS,
         )
+        _check_types(value)
         again = cbor2.dumps(value, canonical=True)
     except EncodingError:
         raise
@@ -82,6 +85,20 @@ def decode(data: bytes, *, size_bytes_max: int) -> Any:
     if again != data:
         raise EncodingError("not the canonical encoding")
     return value
+
+
+def _check_types(value: Any) -> None:
+    """Refuse what CBOR can say beyond ints, bytes, text, lists, maps with text keys and booleans."""
+    if type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise EncodingError(f"map keys are text, not {type(key).__name__}")
+            _check_types(item)
+    elif type(value) is list:
+        for item in value:
+            _check_types(item)
+    elif type(value) not in (int, bytes, str, bool):
+        raise EncodingError(f"{type(value).__name__} is not used here")
 
 
 def digest(domain: str, data: bytes) -> bytes:

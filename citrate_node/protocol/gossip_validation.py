@@ -103,22 +103,28 @@ def _check_signal(state: NetworkState, signal: MentorshipSignal) -> None:
 
 
 def check_evaluation(state: NetworkState, evaluation: Message, signal: Message) -> None:
-    """An evaluation against the signal that it names."""
+    """An evaluation against the signal that it names.
+
+    IGNORE, not REJECT: a peer that does not know the signal yet hands such an evaluation on in good faith.
+    """
     if evaluation.author == signal.author:
-        raise reject(Reason.OWN_SIGNAL)
+        raise ignore(Reason.OWN_SIGNAL)
     if evaluation.author not in state.evaluators.get(signal.author, frozenset()):
-        raise reject(Reason.NOT_DRAWN, "author was not drawn to evaluate this signal")
+        raise ignore(Reason.NOT_DRAWN, "author was not drawn to evaluate this signal")
 
 
 def check_vote(
     state: NetworkState, chain_id: int, contract: bytes, vote: Message, record: CheckpointRecord
 ) -> None:
-    """A vote against the record that it names: its second signature must be by the author's account."""
+    """A vote against the record that it names: its second signature must be by the author's account.
+
+    The record may be any that decodes: one that no contract could take (a size of 0) has no valid vote.
+    """
     body = vote.body
     assert isinstance(body, Vote)
-    commitment = commitment_of(record, body.round)
     account = state.nodes[state.position[body.author]].account
     try:
+        commitment = commitment_of(record, body.round)
         signer = recover_account(commitment_digest(chain_id, contract, commitment), body.account_signature)
     except ValueError as error:
         raise reject(Reason.BAD_VOTE, str(error)) from None

@@ -23,6 +23,7 @@ from .encoding import (
     Name,
     NodeKey,
     Ppm,
+    Round,
     Sized,
     decode,
     decode_fields,
@@ -117,7 +118,7 @@ class Proposal:
     """The proposer drawn for this round."""
 
     checkpoint: CheckpointNumber
-    round: Count
+    round: Round
     """Which proposer's turn it is at this checkpoint, counted from 0."""
 
     record: Annotated[bytes, Sized(1, 60_000)]
@@ -131,7 +132,7 @@ class Vote:
     network_id: Hash32
     author: NodeKey
     checkpoint: CheckpointNumber
-    round: Count
+    round: Round
     record_hash: Hash32
     account_signature: Annotated[bytes, Sized(65, 65)]
     """secp256k1 over the EIP-712 digest of the commitment (certificate.py), r ‖ s ‖ v."""

@@ -19,6 +19,8 @@ from .methods import METHODS
 
 ONE_PPM = 1_000_000
 """A whole, in parts per million."""
+RECORD_IDS_MAX = 750
+"""Ids of 34 bytes in a record of 60,000, beside its other fields and what compositions may name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Preset:
     signal_deadline_blocks: int
     """Mentors may publish during these first blocks after the previous commit."""
     evaluation_deadline_blocks: int
-    """Evaluations may be published until here; deltas are served from the signal deadline on."""
+    """Evaluations may be published until here; deltas are served from one block after the signal deadline."""
     measurement_deadline_blocks: int
     """Measurements of the candidate may be published until here; then proposals begin."""
     proposal_rotation_blocks: int
@@ -84,6 +86,8 @@ class Preset:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.type == "str" and (type(value) is not str or not value):
+                raise PresetError(f"preset: {field.name} must be a text, is {value!r}")
             if field.type == "int" and (type(value) is not int or value < 0):
                 raise PresetError(
                     f"preset {self.name}: {field.name} must be a whole number from 0, is {value!r}"
@@ -113,6 +117,11 @@ class Preset:
                 "signal_deadline_blocks must lie between 0 and evaluation_deadline_blocks",
             ),
             (
+                self.signal_deadline_blocks + 1 < self.evaluation_deadline_blocks,
+                "evaluation_deadline_blocks must be at least 2 more than signal_deadline_blocks: "
+                "deltas are served one block after it",
+            ),
+            (
                 self.evaluation_deadline_blocks < self.measurement_deadline_blocks,
                 "evaluation_deadline_blocks must lie before measurement_deadline_blocks",
             ),
@@ -135,6 +144,11 @@ class Preset:
                 "committee_size must lie between 1 and 256 (the contract's bitmap)",
             ),
             (1 <= self.rank_max <= 64, "rank_max must lie between 1 and 64 (the contract's bound)"),
+            (
+                self._ids_in_record() <= RECORD_IDS_MAX,
+                f"a record could name {self._ids_in_record()} messages, room is for {RECORD_IDS_MAX}: lower "
+                "mentors_per_checkpoint, evaluators_per_signal or committee_size",
+            ),
             (self.tensors_max >= 2, "tensors_max must be at least 2"),
             (0 < self.delta_size_bytes_max <= 2**34, "delta_size_bytes_max must lie between 1 and 2^34"),
             (0 < self.weights_size_bytes_max <= 2**36, "weights_size_bytes_max must lie between 1 and 2^36"),
@@ -160,6 +174,11 @@ class Preset:
         for holds, text in rules:
             if not holds:
                 raise PresetError(f"preset {self.name}: {text}")
+
+    def _ids_in_record(self) -> int:
+        """The most ids that one record can name: per mentor a signal and its evaluations, or a proof of
+        equivocation (two ids and their map, as long as three), and a measurement per committee member."""
+        return self.mentors_per_checkpoint * max(3, 1 + self.evaluators_per_signal) + self.committee_size
 
     def digest(self) -> bytes:
         """Hash of all the numbers (32 bytes); part of the network id."""

@@ -87,7 +87,8 @@ def draw_evaluators(
     """For each mentor's position, the positions of the nodes that measure its signal (never itself).
 
     All nodes stand in a ring ordered by hash; mentor j takes the next places of the ring after those of
-    mentor j - 1, so signals get equally many evaluators and no node more than `evaluations_per_node`.
+    mentor j - 1, so signals get equally many evaluators, and no node more than `evaluations_per_node` (one
+    more where a mentor had to be skipped).
     """
     if not mentors or node_count < 2:
         return {mentor: frozenset() for mentor in mentors}

@@ -222,6 +222,7 @@ def _checked_signals(state: NetworkState, inputs: CheckpointInputs) -> dict[byte
     spoken: set[bytes] = set()
     for first, second in inputs.equivocations:
         check_equivocation(first, second)
+        check_message(state, second)
     pairs = [pair[0] for pair in inputs.equivocations]
     for message in (*inputs.signals, *inputs.withheld, *pairs):
         if not isinstance(message.body, MentorshipSignal):
@@ -231,8 +232,9 @@ def _checked_signals(state: NetworkState, inputs: CheckpointInputs) -> dict[byte
             raise reject(Reason.EQUIVOCATION, f"two signals by {message.author[:8].hex()}")
         spoken.add(message.author)
     for message in inputs.signals:
-        if _signal(message).delta_hash not in inputs.deltas:
-            raise reject(Reason.DELTA_MISMATCH, f"no bytes for signal {message.id[:8].hex()}")
+        data = inputs.deltas.get(_signal(message).delta_hash)
+        if data is None or len(data) != _signal(message).delta_size_bytes:
+            raise reject(Reason.DELTA_MISMATCH, f"no such bytes for signal {message.id[:8].hex()}")
     return {message.id: message for message in sorted(inputs.signals, key=lambda m: m.id)}
 
 

@@ -32,6 +32,10 @@ def test_a_shipped_preset_loads_and_names_itself(name: str) -> None:
     [
         ({"signal_deadline_blocks": 0}, "signal_deadline_blocks must lie between 0 and"),
         ({"evaluation_deadline_blocks": 3}, "signal_deadline_blocks must lie between 0 and"),
+        ({"evaluation_deadline_blocks": 4}, "at least 2 more than signal_deadline_blocks"),
+        ({"mentors_per_checkpoint": 200}, "a record could name 816 messages, room is for 750"),
+        ({"name": ""}, "name must be a text, is ''"),
+        ({"codec": ["int8"]}, "codec must be a text"),
         ({"measurement_deadline_blocks": 6}, "evaluation_deadline_blocks must lie before"),
         ({"proposal_rotation_blocks": 0}, "proposal_rotation_blocks must be at least 1"),
         ({"mentors_per_checkpoint": 2000}, "mentors_per_checkpoint must lie between 1 and 1024"),
