@@ -16,7 +16,6 @@ from .actions import Action, CatchUp, Commit, Notice, ReportVerdict
 from .composer import Composer
 from .core import REPEAT_BLOCKS, Core
 from .evaluator import Evaluator
-from .pool import delta_hash
 
 COMMIT_PATIENCE_BLOCKS = 2
 """The proposer sends the certificate first; the others one after another, from this many blocks later."""
@@ -87,7 +86,7 @@ class Committer:
         body = Proposal(core.state.network_id, core.node_key, core.state.next_number, round_number, record)
         said = core.say(f"proposal/{core.state.next_number}/{round_number}", body)
         facts = {"round": round_number, "signals": len(outcome.record.signals)}
-        return [*said, Notice("proposed", facts)]
+        return [*said, Notice("proposed", facts)] if said else []
 
     def _repeat_own(self) -> list[Action]:
         """Votes and proposals of the latest round, until their effect is seen on chain."""
@@ -105,7 +104,7 @@ class Committer:
     def consider_proposals(self) -> list[Action]:
         """Vote for the newest proposals whose record this node computes to the same bytes."""
         core = self.core
-        if core.phase is not Phase.FINALITY and not core.pool.proposals:
+        if not core.in_committee:
             return []
         actions: list[Action] = []
         for round_number in sorted(core.pool.proposals):
@@ -134,7 +133,7 @@ class Committer:
         if outcome is None:
             return []  # some delta, or a parent of a composition, is still on its way
         omitted = core.pool.omitted(record)
-        held_back = [i for i in record.withheld if delta_hash(core.pool.by_id[i]) in core.pool.deltas]
+        held_back = [i for i in record.withheld if core.pool.holds(core.pool.by_id[i])]
         if (omitted or held_back) and not self._insisted(record_hash):
             detail = (
                 f"{len(omitted)} messages left out, {len(held_back)} deltas called withheld that are here"
@@ -150,7 +149,8 @@ class Committer:
             record_hash,
             sign_digest(core.identity.account_key, digest),
         )
-        return [*core.say(slot, vote), Notice("voted", {"round": body.round})]
+        said = core.say(slot, vote)
+        return [*said, Notice("voted", {"round": body.round})] if said else []
 
     def _insisted(self, record_hash: bytes) -> bool:
         """Several proposers came to the very same record: then what is missing here was late for most."""
@@ -174,7 +174,7 @@ class Committer:
             return None
         inputs = core.pool.inputs_of(record)
         compositions = self.composer.inputs_of(record)
-        if compositions is None or any(delta_hash(m) not in core.pool.deltas for m in inputs.signals):
+        if compositions is None or not all(core.pool.holds(m) for m in inputs.signals):
             return None
         inputs = replace(inputs, compositions=compositions)
         candidate = self.evaluator.candidate()
@@ -188,12 +188,16 @@ class Committer:
                 if getattr(outcome.record, name) != getattr(record, name)
             ]
             raise Rejection(Verdict.REJECT, Reason.BAD_RECORD, f"differs in {', '.join(names)}")
+        kept = core.pool.records.keys()  # a stuck checkpoint must not gather the weights of every round
+        self.outcomes = {name: known for name, known in self.outcomes.items() if name in kept}
         self.outcomes[record_hash] = outcome
         return outcome
 
     def certify(self) -> list[Action]:
         """Join votes of one round and record; when they are a quorum, send them to the contract."""
         core = self.core
+        if not core.in_committee:
+            return []
         actions: list[Action] = []
         ballots: dict[tuple[int, bytes], list[Message]] = {}
         for message in core.pool.votes.values():

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from ..protocol import certificate
 from ..protocol.composition_request import CompositionRequest
 from ..protocol.messages import Body, Message, sign_message
-from ..protocol.schedule import Phase, phase, round_of
+from ..protocol.rejection import Rejection
+from ..protocol.schedule import Phase, phase, round_of, serves_deltas
 from ..protocol.signing import node_key_of
 from ..protocol.state import NetworkState
 from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
@@ -83,6 +84,10 @@ class Core:
         return phase(self.state.preset, self.elapsed)
 
     @property
+    def deltas_served(self) -> bool:
+        return serves_deltas(self.state.preset, self.elapsed)
+
+    @property
     def round(self) -> int:
         return round_of(self.state.preset, self.elapsed)
 
@@ -93,18 +98,22 @@ class Core:
     def say(self, slot: str, body: Body) -> list[Action]:
         """Sign a body, unless something else was signed for its slot before; take it into the own pool.
 
-        The journal entry comes first: it is on disk before the signature leaves.
+        The journal entry comes first: it is on disk before the signature leaves. Where an earlier life lost
+        its journal, the pool knows what peers heard of it.
         """
         message = sign_message(self.identity.seed, body)
         signed = self.journal.get(slot)
         if signed is not None and signed != message.id:
             return []
+        if message.id not in self.pool.by_id:
+            try:
+                self.pool.add(message, self.elapsed)
+            except Rejection:
+                return []
         actions: list[Action] = []
         if signed is None:
             self.journal[slot] = message.id
             actions.append(Journal(slot, message.id))
-        if message.id not in self.pool.by_id:
-            self.pool.add(message, self.elapsed)
         self.published_at[message.id] = self.head
         return [*actions, StoreMessage(message), Publish(message)]
 

@@ -16,7 +16,7 @@ from ..protocol.tensors import delta_from_grid
 from .actions import Action, Evaluate, FetchDelta, Measure, Notice, ReportVerdict, StoreDelta
 from .core import REPEAT_BLOCKS, Core
 from .events import DeltaFetched, DeltaUnavailable, EvaluationFinished, MeasurementFinished
-from .pool import delta_hash
+from .pool import delta_content, delta_hash
 
 
 @dataclass
@@ -25,10 +25,10 @@ class Evaluator:
 
     core: Core
     enabled: bool = True
-    asked_at: dict[bytes, int] = field(default_factory=dict)
-    """Delta hash to the block at which it was last asked for."""
-    refusals: dict[bytes, int] = field(default_factory=dict)
-    """Delta hash to the number of times that nobody gave it."""
+    asked_at: dict[ContentId, int] = field(default_factory=dict)
+    """Delta to the block at which it was last asked for."""
+    refusals: dict[ContentId, int] = field(default_factory=dict)
+    """Delta to the number of times that nobody gave it."""
     evaluating: frozenset[bytes] = frozenset()
     """Signal ids in the evaluation that runs now."""
     evaluated: set[bytes] = field(default_factory=set)
@@ -56,20 +56,19 @@ class Evaluator:
     def _fetch(self) -> list[Action]:
         """Ask for the bytes of every signal, again after a while; give up only after the evaluation phase."""
         core = self.core
-        if not (core.in_committee or self._is_drawn()):
+        if not core.deltas_served or not (core.in_committee or self._is_drawn()):
             return []
         actions: list[Action] = []
         closed = core.phase is not Phase.EVALUATION
         # what was given up is asked for again all the same: it may have been the network's fault
-        for message in (*core.pool.unresolved_signals(), *core.pool.withheld_signals()):
-            name = delta_hash(message)
-            if closed and self.refusals.get(name, 0) >= 2 and name not in core.pool.unavailable:
-                core.pool.unavailable.add(name)
+        for message in core.pool.signals_without_bytes():
+            content = delta_content(message)
+            if closed and self.refusals.get(content, 0) >= 2 and content not in core.pool.unavailable:
+                core.pool.unavailable.add(content)
                 actions.append(Notice("withheld", {"mentor": message.author[:4].hex()}))
-            elif core.head - self.asked_at.get(name, -REPEAT_BLOCKS) >= REPEAT_BLOCKS:
-                self.asked_at[name] = core.head
-                size = _signal(message).delta_size_bytes
-                actions.append(FetchDelta(ContentId(name, size), message.author, message.checkpoint))
+            elif core.head - self.asked_at.get(content, -REPEAT_BLOCKS) >= REPEAT_BLOCKS:
+                self.asked_at[content] = core.head
+                actions.append(FetchDelta(content, message.author, message.checkpoint))
         return actions
 
     def _is_drawn(self) -> bool:
@@ -78,24 +77,24 @@ class Evaluator:
     def on_delta_fetched(self, event: DeltaFetched) -> list[Action]:
         """Keep bytes that are what their signal says; blame whoever sent others."""
         pool = self.core.pool
-        for message in pool.signals.values():
-            if delta_hash(message) != event.delta_hash:
+        asked = [m for m in pool.signals_without_bytes() if delta_hash(m) == event.delta_hash]
+        for message in asked:
+            if not is_valid_delta(self.core.state, _signal(message), event.data):
                 continue
-            if event.delta_hash in pool.deltas:
-                return []
-            signal = _signal(message)
-            if not is_valid_delta(self.core.state, signal, event.data):
-                self.refusals[event.delta_hash] = self.refusals.get(event.delta_hash, 0) + 1
-                return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH, peer=event.peer)]
             pool.deltas[event.delta_hash] = event.data
-            pool.unavailable.discard(event.delta_hash)
-            content = ContentId(signal.delta_hash, signal.delta_size_bytes)
+            content = delta_content(message)
+            pool.unavailable.discard(content)
             return [StoreDelta(content, event.data, message.checkpoint), *self.tick()]
-        return []
+        for message in asked:
+            self._count_refusal(delta_content(message))
+        return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH, peer=event.peer)] if asked else []
 
     def on_delta_unavailable(self, event: DeltaUnavailable) -> list[Action]:
-        self.refusals[event.delta_hash] = self.refusals.get(event.delta_hash, 0) + 1
+        self._count_refusal(event.content)
         return []
+
+    def _count_refusal(self, content: ContentId) -> None:
+        self.refusals[content] = self.refusals.get(content, 0) + 1
 
     def _evaluate(self) -> list[Action]:
         """One evaluation at a time, of all drawn signals whose bytes are here."""
@@ -107,7 +106,7 @@ class Evaluator:
         for message in core.pool.usable_signals():
             drawn = state.evaluators.get(message.author, frozenset())
             done = message.id in self.evaluated or (core.node_key, message.id) in core.pool.evaluations
-            if core.node_key in drawn and not done:
+            if core.node_key in drawn and not done and message.id not in core.pool.late:
                 due[message.id] = message
         waiting = [m for m in core.pool.unresolved_signals() if core.node_key in state.evaluators[m.author]]
         if not due or (waiting and core.phase is Phase.EVALUATION and not self._is_urgent()):
@@ -127,8 +126,10 @@ class Evaluator:
 
     def on_evaluation_finished(self, event: EvaluationFinished) -> list[Action]:
         core = self.core
+        if event.checkpoint != core.state.next_number:
+            return []  # another evaluation may run by now
         self.evaluating = frozenset()
-        if event.checkpoint != core.state.next_number or core.phase is Phase.FINALITY:
+        if core.phase is Phase.FINALITY:
             return []
         actions: list[Action] = []
         for signal_id, (improvement_ppm, examples) in sorted(event.improvements_ppm.items()):
@@ -178,9 +179,9 @@ class Evaluator:
 
     def on_measurement_finished(self, event: MeasurementFinished) -> list[Action]:
         core = self.core
-        self.measuring = None
         if event.checkpoint != core.state.next_number:
             return []
+        self.measuring = None
         self.measured.add(event.weights_hash)
         body = Measurement(
             core.state.network_id,

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..protocol.composition_request import CompositionRequest
+from ..protocol.content_id import ContentId
 from ..protocol.messages import Message
 
 
@@ -41,7 +42,7 @@ class DeltaFetched:
 class DeltaUnavailable:
     """Nobody who was asked gave the bytes of this delta."""
 
-    delta_hash: bytes
+    content: ContentId
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from ..protocol.codecs import encode_delta, error_feedback
 from ..protocol.content_id import content_id
 from ..protocol.messages import MentorshipSignal
+from ..protocol.methods import moving_factor
 from ..protocol.schedule import Phase
 from ..protocol.tensors import Factor, FormatError, weights_to_float32
 from .actions import Action, Notice, StoreDelta, StoreResidual, Train
@@ -61,8 +62,11 @@ class Mentor:
         core = self.core
         state = core.state
         manifest = state.moving_manifest
-        if event.values.size != manifest.count or event.parent_weights_hash not in state.recent_weights:
+        factor = moving_factor(state.preset.method, event.target_checkpoint)
+        if factor != state.factor or event.parent_weights_hash not in state.recent_weights:
             return [Notice("dropped", {"reason": "trained another factor or from weights too old"})]
+        if core.node_key in core.pool.signals or core.node_key in core.pool.equivocations:
+            return [Notice("dropped", {"reason": "an earlier life of this node has announced already"})]
         intended = event.values - event.parent_values
         residual = self.residuals.get(state.factor)
         if residual is not None and residual.size == intended.size:

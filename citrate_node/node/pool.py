@@ -2,6 +2,9 @@
 
 What arrives in good time (before the deadline of its kind, by this node's own view of the chain) is noted,
 because a proposal that leaves it out is refused.
+
+Somebody who says two things for one slot must not split the network: here the first one counts, but a variant
+that a proposed record names is kept beside it, so that everybody can compute that record.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 
 from ..protocol.checkpoint import CheckpointRecord, decode_record
-from ..protocol.content_id import content_id
+from ..protocol.content_id import ContentId, content_id
 from ..protocol.encoding import EncodingError
 from ..protocol.gossip_validation import check_evaluation, check_message
 from ..protocol.messages import (
@@ -22,6 +25,7 @@ from ..protocol.messages import (
     Vote,
 )
 from ..protocol.rejection import Reason, ignore, reject
+from ..protocol.schedule import round_of, serves_deltas
 from ..protocol.state import NetworkState
 from ..protocol.state_transition import CheckpointInputs
 
@@ -56,47 +60,63 @@ class CheckpointPool:
     by_id: dict[bytes, Message] = field(default_factory=dict)
     deltas: dict[bytes, bytes] = field(default_factory=dict)
     """Delta hash to bytes that were checked against their signal."""
-    unavailable: set[bytes] = field(default_factory=set)
-    """Delta hashes that nobody gave after the evaluation deadline."""
+    unavailable: set[ContentId] = field(default_factory=set)
+    """Deltas that nobody gave after the evaluation deadline."""
+    late: set[bytes] = field(default_factory=set)
+    """Ids of signals first seen when deltas were served already: copies, perhaps. Nobody waits for them."""
+    named: set[bytes] = field(default_factory=set)
+    """Ids that the records of the kept proposals name."""
     in_good_time: set[tuple[bytes, ...]] = field(default_factory=set)
     """`coverage_key`s of messages received before the deadline of their kind."""
 
-    def add(self, message: Message, elapsed_blocks: int) -> None:
-        """Take a message. Raises Rejection when it is invalid, a duplicate or a contradiction."""
+    def add(self, message: Message, elapsed_blocks: int, *, stored: bool = False) -> None:
+        """Take a message. Raises Rejection when it is invalid, a duplicate or a contradiction.
+
+        stored: read again after a restart; when it first came is forgotten, so it is neither demanded of
+        proposals nor late.
+        """
         if message.id in self.by_id:
             raise ignore(Reason.DUPLICATE)
         check_message(self.state, message, self.compositions)
         body = message.body
         preset = self.state.preset
+        in_time = False  # of a measurement, only the record tells which candidate it is about
         if isinstance(body, MentorshipSignal):
             self._add_signal(message)
             in_time = elapsed_blocks < preset.signal_deadline_blocks
+            if serves_deltas(preset, elapsed_blocks) and not stored:
+                self.late.add(message.id)
         elif isinstance(body, Evaluation):
             self._add_evaluation(message, body)
             in_time = elapsed_blocks < preset.evaluation_deadline_blocks
         elif isinstance(body, Measurement):
             self._add_measurement(message, body)
-            in_time = False  # which candidate it is about, only the record tells
         elif isinstance(body, Proposal):
+            if not stored and body.round > round_of(preset, elapsed_blocks) + 1:
+                raise ignore(Reason.TOO_EARLY, f"round {body.round} is not open yet")
             self._add_proposal(message, body)
-            in_time = False
         else:
             self._add_vote(message, body)
-            in_time = False
         self.by_id[message.id] = message
-        if in_time:
+        if in_time and not stored:
             self.in_good_time.add(coverage_key(message))
+
+    def _is_variant(self, message: Message, what: str) -> bool:
+        """A second thing said for one slot: kept where a record names it, ignored where none does."""
+        if message.id not in self.named:
+            raise ignore(Reason.EQUIVOCATION, what)
+        return True
 
     def _add_signal(self, message: Message) -> None:
         earlier = self.signals.get(message.author)
         if message.author in self.equivocations:
-            raise ignore(Reason.EQUIVOCATION, "already proven")
-        if earlier is not None:
+            self._is_variant(message, "already proven")
+        elif earlier is not None:
             self.equivocations[message.author] = (earlier, message)
             del self.signals[message.author]
             self.in_good_time.discard(coverage_key(earlier))
-            return
-        self.signals[message.author] = message
+        else:
+            self.signals[message.author] = message
 
     def _add_evaluation(self, message: Message, body: Evaluation) -> None:
         signal = self.by_id.get(body.signal_id)
@@ -104,25 +124,31 @@ class CheckpointPool:
             check_evaluation(self.state, message, signal)
         elif not any(body.author in drawn for drawn in self.state.evaluators.values()):
             raise reject(Reason.NOT_DRAWN, "author evaluates nobody in this checkpoint")
-        if (body.author, body.signal_id) in self.evaluations:
-            raise ignore(Reason.EQUIVOCATION, "a second evaluation of the same signal")
+        slot = (body.author, body.signal_id)
+        if slot in self.evaluations and self._is_variant(message, "a second evaluation of the same signal"):
+            return
         held = sum(1 for author, _ in self.evaluations if author == body.author)
-        if held >= 2 * self.state.preset.evaluations_per_node + 1:
-            raise reject(Reason.TOO_MANY, f"{held} evaluations in one checkpoint")
-        self.evaluations[(body.author, body.signal_id)] = message
+        if held >= 2 * self.state.preset.evaluations_per_node + 1 and message.id not in self.named:
+            # not the fault of the peer that hands it on: it may hold others of this author's
+            raise ignore(Reason.TOO_MANY, f"{held} evaluations in one checkpoint")
+        self.evaluations[slot] = message
 
     def _add_measurement(self, message: Message, body: Measurement) -> None:
         if body.adapter_id != self.state.adapter_id:
-            if (body.author, body.adapter_id) in self.composed:
-                raise ignore(Reason.EQUIVOCATION, "a second measurement of the same composition")
-            self.composed[(body.author, body.adapter_id)] = message
+            slot = (body.author, body.adapter_id)
+            if slot in self.composed and self._is_variant(message, "a second one of the same composition"):
+                return
+            self.composed[slot] = message
             return
-        if (body.author, body.weights_hash) in self.measurements:
-            raise ignore(Reason.EQUIVOCATION, "a second measurement of the same weights")
-        mine = [key for key in self.measurements if key[0] == body.author]
+        slot = (body.author, body.weights_hash)
+        if slot in self.measurements and self._is_variant(message, "a second one of the same weights"):
+            return
+        mine = [
+            key for key, m in self.measurements.items() if key[0] == body.author and m.id not in self.named
+        ]
         if len(mine) >= MEASUREMENTS_PER_NODE_MAX:
             self.by_id.pop(self.measurements.pop(mine[0]).id, None)
-        self.measurements[(body.author, body.weights_hash)] = message
+        self.measurements[slot] = message
 
     def _add_proposal(self, message: Message, body: Proposal) -> None:
         if body.round in self.proposals:
@@ -139,9 +165,19 @@ class CheckpointPool:
             raise reject(Reason.BAD_RECORD, "record of another number, parent or network")
         mine = [r for r, proposal in self.proposals.items() if proposal.author == body.author]
         if len(mine) >= self.state.preset.proposals_per_node_max:
-            self.by_id.pop(self.proposals.pop(min(mine)).id, None)  # its record stays: votes may name it
+            self._drop_proposal(min(mine))
         self.proposals[body.round] = message
         self.records[content_id(body.record).digest] = record
+        self.named |= _ids_named(record)
+
+    def _drop_proposal(self, round_number: int) -> None:
+        """Forget a proposal of a round long past, and its record unless another round proposes it too."""
+        self.by_id.pop(self.proposals.pop(round_number).id, None)
+        kept = {
+            content_id(p.body.record).digest for p in self.proposals.values() if isinstance(p.body, Proposal)
+        }
+        self.records = {name: record for name, record in self.records.items() if name in kept}
+        self.named = set().union(*(_ids_named(record) for record in self.records.values()))
 
     def _add_vote(self, message: Message, body: Vote) -> None:
         if (body.author, body.round) in self.votes:
@@ -152,23 +188,35 @@ class CheckpointPool:
             self.by_id.pop(self.votes.pop((body.author, oldest)).id, None)
         self.votes[(body.author, body.round)] = message
 
+    def holds(self, signal: Message) -> bool:
+        """Whether the announced bytes are here; a signal may name another's hash, and a false size."""
+        content = delta_content(signal)
+        return len(self.deltas.get(content.digest, b"")) == content.size_bytes
+
     def unresolved_signals(self) -> list[Message]:
-        """Signals whose bytes are neither here nor given up."""
+        """Signals in good time whose bytes are neither here nor given up."""
         return [
             m
             for m in self.signals.values()
-            if delta_hash(m) not in self.deltas and delta_hash(m) not in self.unavailable
+            if not self.holds(m) and delta_content(m) not in self.unavailable and m.id not in self.late
         ]
 
     def usable_signals(self) -> list[Message]:
-        return [m for m in self.signals.values() if delta_hash(m) in self.deltas]
+        return [m for m in self.signals.values() if self.holds(m)]
 
     def withheld_signals(self) -> list[Message]:
         return [
             m
             for m in self.signals.values()
-            if delta_hash(m) in self.unavailable and delta_hash(m) not in self.deltas
+            if not self.holds(m) and delta_content(m) in self.unavailable and m.id not in self.late
         ]
+
+    def signals_without_bytes(self) -> list[Message]:
+        """All whose bytes are of use: of what is given up too, and of what a proposed record averages."""
+        proposed = {i for record in self.records.values() for i in record.signals}
+        named = [self.by_id[i] for i in sorted(proposed) if i in self.by_id]
+        known = {m.id: m for m in (*self.signals.values(), *named) if isinstance(m.body, MentorshipSignal)}
+        return [m for m in known.values() if not self.holds(m)]
 
     def inputs(self) -> CheckpointInputs:
         """All that is held and valid, without measurements: what a candidate is computed from."""
@@ -179,8 +227,7 @@ class CheckpointPool:
             evaluations=tuple(
                 message
                 for (author, signal_id), message in self.evaluations.items()
-                if signal_id in by_id
-                and author in self.state.evaluators.get(by_id[signal_id].author, frozenset())
+                if signal_id in by_id and self._is_drawn(author, by_id[signal_id])
             ),
             withheld=tuple(self.withheld_signals()),
             equivocations=tuple(self.equivocations.values()),
@@ -192,25 +239,26 @@ class CheckpointPool:
 
     def missing_ids(self, record: CheckpointRecord) -> set[bytes]:
         """Ids that a record names and this pool does not hold."""
-        named = {*record.signals, *record.withheld, *record.evaluations, *record.measurements}
-        for pair in record.equivocations:
-            named |= {pair.first, pair.second}
-        for update in record.compositions:
-            named |= set(update.measurements)
-        return named - self.by_id.keys()
+        return _ids_named(record) - self.by_id.keys()
 
     def inputs_of(self, record: CheckpointRecord) -> CheckpointInputs:
-        """The inputs that a record names; all of them must be here (see missing_ids)."""
+        """The inputs that a record names; all of them must be here (see missing_ids).
+
+        Raises Rejection where an id names another kind of message.
+        """
         signals = tuple(self.by_id[i] for i in record.signals)
+        if not all(
+            isinstance(m.body, MentorshipSignal)
+            for m in (*signals, *(self.by_id[i] for i in record.withheld))
+        ):
+            raise reject(Reason.BAD_RECORD, "a signal id names another kind of message")
         return CheckpointInputs(
             signals=signals,
             evaluations=tuple(self.by_id[i] for i in record.evaluations),
             measurements=tuple(self.by_id[i] for i in record.measurements),
             withheld=tuple(self.by_id[i] for i in record.withheld),
             equivocations=tuple((self.by_id[p.first], self.by_id[p.second]) for p in record.equivocations),
-            deltas={
-                delta_hash(m): self.deltas[delta_hash(m)] for m in signals if delta_hash(m) in self.deltas
-            },
+            deltas={delta_hash(m): self.deltas[delta_hash(m)] for m in signals if self.holds(m)},
         )
 
     def omitted(self, record: CheckpointRecord) -> list[tuple[bytes, ...]]:
@@ -221,12 +269,32 @@ class CheckpointPool:
             if pair.first in self.by_id:
                 covered.add(coverage_key(self.by_id[pair.first]))
         used = set(record.signals)
-        return [
-            key
-            for key in sorted(self.in_good_time - covered)
-            # an evaluation of a signal that the record does not use has no place in it
-            if len(key) == 1 or key[1] in used
-        ]
+
+        def has_place(key: tuple[bytes, ...]) -> bool:
+            if len(key) == 1:
+                return True
+            author, signal_id = key  # of a signal that is used, and by one who was drawn for it
+            return signal_id in used and self._is_drawn(author, self.by_id[signal_id])
+
+        return [key for key in sorted(self.in_good_time - covered) if has_place(key)]
+
+    def _is_drawn(self, evaluator: bytes, signal: Message) -> bool:
+        return evaluator in self.state.evaluators.get(signal.author, frozenset())
+
+
+def _ids_named(record: CheckpointRecord) -> set[bytes]:
+    named = {*record.signals, *record.withheld, *record.evaluations, *record.measurements}
+    for pair in record.equivocations:
+        named |= {pair.first, pair.second}
+    for update in record.compositions:
+        named |= set(update.measurements)
+    return named
+
+
+def delta_content(message: Message) -> ContentId:
+    """What a signal announces, by hash and size."""
+    assert isinstance(message.body, MentorshipSignal)
+    return ContentId(message.body.delta_hash, message.body.delta_size_bytes)
 
 
 def delta_hash(message: Message) -> bytes:

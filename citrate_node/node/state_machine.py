@@ -8,6 +8,7 @@ this file routes events to them and opens the next checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -107,9 +108,9 @@ class Node:
     def withheld(self) -> frozenset[bytes]:
         """Digests of deltas that must not be served yet: copying is prevented, not only detected.
 
-        Every delta of the open checkpoint until its signal phase has closed.
+        Every delta of the open checkpoint until a block after its signal phase.
         """
-        if self.core.phase is not Phase.SIGNAL:
+        if self.core.deltas_served:
             return frozenset()
         return frozenset(delta_hash(message) for message in self.core.pool.signals.values())
 
@@ -177,21 +178,23 @@ class Node:
         return [CatchUp(core.state.next_number, frozenset(core.pool.by_id))]
 
     def _on_message(self, event: MessageReceived) -> list[Action]:
-        message = event.message
-        core = self.core
+        message, stored = event.message, event.peer is None
         try:
-            check_checkpoint(core.state, message)
-            if message.checkpoint > core.state.next_number:
+            check_checkpoint(self.core.state, message)
+            if message.checkpoint > self.core.state.next_number:
                 self._keep_early(message)
-                return [StoreMessage(message)]
-            core.pool.add(message, core.elapsed)
+                return [] if stored else [StoreMessage(message)]
+            consequences = self._take(message, stored=stored)
         except Rejection as rejection:
             return [ReportVerdict(rejection.verdict, rejection.reason, rejection.detail, event.peer)]
-        actions: list[Action] = []
-        if event.peer is not None:
-            actions.append(StoreMessage(message))
-            actions.append(ReportVerdict(Verdict.ACCEPT, peer=event.peer))
-        return [*actions, *self._consequences(message)]
+        if stored:
+            return consequences
+        return [StoreMessage(message), ReportVerdict(Verdict.ACCEPT, peer=event.peer), *consequences]
+
+    def _take(self, message: Message, *, stored: bool) -> list[Action]:
+        """A message of the open checkpoint, and what follows. Raises Rejection."""
+        self.core.pool.add(message, self.core.elapsed, stored=stored)
+        return self._consequences(message)
 
     def _consequences(self, message: Message) -> list[Action]:
         body = message.body
@@ -204,6 +207,10 @@ class Node:
         return []
 
     def _keep_early(self, message: Message) -> None:
+        if isinstance(message.body, Proposal):  # large, and of a phase that is far off: catch-up brings it
+            raise Rejection(
+                Verdict.IGNORE, Reason.TOO_EARLY, f"checkpoint {message.checkpoint} is not open yet"
+            )
         early = self._early.setdefault(message.checkpoint, {})
         if message.id in early:
             raise Rejection(Verdict.IGNORE, Reason.DUPLICATE)
@@ -216,7 +223,8 @@ class Node:
     def _on_failed(self, event: TrainingFailed) -> list[Action]:
         if event.what == "train":
             self.mentor.training_for = None
-        self.evaluator.on_failed(event.what)
+        elif event.checkpoint == self.core.state.next_number:
+            self.evaluator.on_failed(event.what)
         return [Notice("failed", {"what": event.what, "reason": event.reason})]
 
     def _on_committed(self, event: CheckpointCommitted) -> list[Action]:
@@ -311,10 +319,9 @@ class Node:
         actions: list[Action] = [Notice("opened", {"checkpoint": state.next_number, "block": block_number})]
         early = self._early.pop(state.next_number, {})
         self._early = {n: kept for n, kept in self._early.items() if n > state.next_number}
-        for message in early.values():
-            actions += [
-                a for a in self._on_message(MessageReceived(message)) if not isinstance(a, StoreMessage)
-            ]
+        for message in early.values():  # stored when it came
+            with suppress(Rejection):
+                actions += self._take(message, stored=False)
         return [*actions, *self._tick()]
 
     def _answer(self, event: CatchUpRequested) -> AnswerCatchUp:

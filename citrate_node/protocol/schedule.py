@@ -31,6 +31,14 @@ def phase(preset: Preset, elapsed_blocks: int) -> Phase:
     return Phase.FINALITY
 
 
+def serves_deltas(preset: Preset, elapsed_blocks: int) -> bool:
+    """Whether deltas are handed out: one block after the signal phase, in which nodes merge what they hold.
+
+    A signal first seen from then on may be of a copy, so nobody evaluates it (node/pool.py).
+    """
+    return elapsed_blocks > preset.signal_deadline_blocks
+
+
 def round_of(preset: Preset, elapsed_blocks: int) -> int:
     """Which proposer's turn it is, from 0; only meaningful in the finality phase."""
     return max(0, elapsed_blocks - preset.measurement_deadline_blocks) // preset.proposal_rotation_blocks

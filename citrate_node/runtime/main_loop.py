@@ -306,7 +306,7 @@ class MainLoop:
 
     async def _fetch_delta(self, action: act.FetchDelta) -> None:
         data, peer = await self._fetcher.fetch(action.content, peer_id_of(action.mentor))
-        event: ev.Event = ev.DeltaUnavailable(action.content.digest)
+        event: ev.Event = ev.DeltaUnavailable(action.content)
         if data is not None:
             event = ev.DeltaFetched(action.content.digest, data, peer)
         await self._events.put(event)

@@ -78,7 +78,7 @@ class SimulatedNode:
     node: Node | None
     journal: dict[str, bytes] = field(default_factory=dict)
     residuals: dict[Factor, npt.NDArray[np.float32]] = field(default_factory=dict)
-    messages: list[Message] = field(default_factory=list)
+    messages: dict[bytes, Message] = field(default_factory=dict)
     deltas: dict[bytes, bytes] = field(default_factory=dict)
     blobs: dict[bytes, act.Finalize] = field(default_factory=dict)
     """Record hash to what it can serve of a final checkpoint."""
@@ -240,8 +240,7 @@ class Cluster:
         for composed in self.chain.compositions.values():
             if not self.chain.versions[composed.adapter_id]:
                 self._handle(index, life, self._composed(composed))
-        stored, simulated.messages = simulated.messages, []
-        for message in stored:
+        for message in list(simulated.messages.values()):
             self._handle(index, life, ev.MessageReceived(message))
         for name, data in list(simulated.deltas.items()):
             self._handle(index, life, ev.DeltaFetched(name, data))
@@ -302,7 +301,7 @@ class Cluster:
             case act.Journal():
                 simulated.journal[action.slot] = action.digest
             case act.StoreMessage():
-                simulated.messages.append(action.message)
+                simulated.messages[action.message.id] = action.message
             case act.Publish():
                 self._publish(simulated, action.message)
             case act.StoreDelta():
@@ -369,6 +368,7 @@ class Cluster:
             assert peer.node is not None
             if (
                 held is None
+                or len(held) != action.content.size_bytes
                 or peer.index in self.options.withholders
                 or action.content.digest in peer.node.withheld()
             ):
@@ -376,7 +376,7 @@ class Cluster:
             event = ev.DeltaFetched(action.content.digest, held, f"node {peer.index}")
             self._later(index, 2 * self._latency(), event)
             return
-        self._later(index, FETCH_TIMEOUT_MS, ev.DeltaUnavailable(action.content.digest))
+        self._later(index, FETCH_TIMEOUT_MS, ev.DeltaUnavailable(action.content))
 
     def _fetch_state(self, index: int, action: act.FetchState) -> None:
         for peer in self._peers(index):
@@ -436,7 +436,7 @@ class Cluster:
         self.checkers.on_finalize(simulated.index, action, hashes, node.state)
         simulated.blobs[node.state.record_hash] = action
         simulated.saved = (node.state, action.block_number)
-        simulated.messages = [m for m in simulated.messages if m.checkpoint > action.number]
+        simulated.messages = {i: m for i, m in simulated.messages.items() if m.checkpoint > action.number}
         simulated.deltas = {}
         if action.outcome is not None and action.number not in self.outcomes:
             self.outcomes[action.number] = action

@@ -109,6 +109,8 @@ def test_own_deltas_are_withheld_until_the_signal_phase_has_closed() -> None:
     (published,) = of(act.Publish, machine.handle(trained(machine)))
     assert machine.withheld() == {published.message.body.delta_hash}  # type: ignore[union-attr]
     head(machine, 103)
+    assert machine.withheld() != frozenset(), "one block in which nodes merge what they hold"
+    head(machine, 104)
     assert machine.withheld() == frozenset()
 
 
@@ -219,7 +221,8 @@ def test_deltas_are_fetched_only_after_the_signal_phase() -> None:
     state = machine.state
     data = delta(state, 1)
     assert of(act.FetchDelta, tell(machine, signal(state, 1, data))) == []
-    (fetch,) = of(act.FetchDelta, head(machine, 103))
+    assert of(act.FetchDelta, head(machine, 103)) == [], "not served yet"
+    (fetch,) = of(act.FetchDelta, head(machine, 104))
     assert (fetch.content, fetch.mentor) == (content_id(data), identity(1).node_key)
 
 
@@ -258,9 +261,8 @@ def test_a_delta_that_never_appears_is_given_up_after_the_evaluation_phase() -> 
     message = signal(state, 1, delta(state, 1))
     tell(machine, message)
     head(machine, 103)
-    name = message.body.delta_hash  # type: ignore[union-attr]
     for block in (104, 105):
-        machine.handle(ev.DeltaUnavailable(name))
+        machine.handle(ev.DeltaUnavailable(content_id(delta(state, 1))))
         head(machine, block)
     assert machine.core.pool.withheld_signals() == []
     head(machine, 107)
@@ -540,7 +542,7 @@ def test_own_messages_are_said_again_until_the_phase_is_over() -> None:
     (published,) = of(act.Publish, machine.handle(trained(machine)))
     again = [of(act.Publish, head(machine, block)) for block in (102, 103, 104)]
     assert [[p.message for p in each] for each in again] == [[], [], []], "the phase ended at 103"
-    machine = node(state=network(4, signal_deadline_blocks=5))
+    machine = node(state=network(4, signal_deadline_blocks=4))
     head(machine, 101)
     (published,) = of(act.Publish, machine.handle(trained(machine)))
     again = [of(act.Publish, head(machine, block)) for block in (102, 103, 104)]
