@@ -41,17 +41,27 @@ class Mentor:
         number = core.state.next_number
         if self.held is not None:
             held, self.held = self.held, None
-            return self._announce(held)
-        if self.training_for is not None or f"signal/{number}" in core.journal:
+            # a machine this slow begins the next training at once, from weights one checkpoint older
+            return [*self._announce(held), *self._train(number + 1)]
+        if f"signal/{number}" in core.journal:
             return []
-        self.training_for = number
-        state = core.state
-        values = weights_to_float32(state.weights.select(state.moving_manifest))
-        return [Train(number, state.weights, state.weights_content.digest, state.moving_manifest, values)]
+        return self._train(number)
+
+    def _train(self, target: int) -> list[Action]:
+        """Begin a training for a checkpoint, unless one runs."""
+        if self.training_for is not None:
+            return []
+        self.training_for = target
+        state = self.core.state
+        manifest = state.weights.manifest.subset(moving_factor(state.preset.method, target))
+        values = weights_to_float32(state.weights.select(manifest))
+        return [Train(target, state.weights, state.weights_content.digest, manifest, values)]
 
     def on_training_finished(self, event: TrainingFinished) -> list[Action]:
         self.training_for = None
         core = self.core
+        if event.target_checkpoint > core.state.next_number and core.phase is Phase.SIGNAL:
+            return []  # begun ahead and done within one phase: fast enough again to train from the latest
         if event.target_checkpoint != core.state.next_number or core.phase is not Phase.SIGNAL:
             self.held = event  # trained too long; asks to join the next checkpoint
             return [Notice("late", {"target": event.target_checkpoint, "open": core.state.next_number})]

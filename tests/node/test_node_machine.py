@@ -120,10 +120,36 @@ def test_who_trained_too_long_asks_to_join_the_next_checkpoint() -> None:
     late = trained(machine)
     head(machine, 104)
     assert of(act.Publish, machine.handle(late)) == []
-    (published,) = of(act.Publish, finish(machine))
+    actions = finish(machine)
+    (published,) = of(act.Publish, actions)
     body = published.message.body
     assert isinstance(body, MentorshipSignal)
     assert (body.target_checkpoint, body.parent_weights_hash) == (2, late.parent_weights_hash)
+    (train,) = of(act.Train, actions)
+    assert train.target_checkpoint == 3, "so that a slow machine has a signal in every checkpoint"
+
+
+def test_a_machine_that_is_fast_again_trains_from_the_latest_weights() -> None:
+    machine = node()
+    head(machine, 101)
+    late = trained(machine)
+    head(machine, 104)
+    machine.handle(late)
+    (ahead,) = of(act.Train, finish(machine))
+    done = replace(late, target_checkpoint=ahead.target_checkpoint)
+    assert machine.handle(done) == [], "done within the signal phase of checkpoint 2"
+    assert machine.mentor.held is None
+
+
+def test_a_delta_of_the_factor_that_does_not_move_now_is_dropped() -> None:
+    machine = node(state=network(4, method="alternate"))
+    head(machine, 101)
+    late = trained(machine)
+    head(machine, 104)
+    machine.handle(late)
+    actions = finish(machine)
+    assert of(act.Publish, actions) == []
+    assert "dropped" in [a.what for a in of(act.Notice, actions)]
 
 
 def test_numbers_that_cannot_be_sent_are_dropped_and_said() -> None:
