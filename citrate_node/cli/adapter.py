@@ -47,9 +47,9 @@ _WHERE_WEIGHTS_GO = """
 
     **Where the weights go.** Up to 96 KiB they travel in the transaction itself: nodes pick them up from
     there, so nothing else need be running (about 16 gas per byte). Larger ones go to a content store and only
-    their CID on chain; the store is `--store`, else `DIR/content` beside the devnet's nodes. Nodes fetch by CID
-    only from nodes: to have large weights served, stop a node and name its folder with `--store`. A store of
-    the devnet that holds them already is enough.
+    their CID on chain; the store is `--store`, else `DIR/content` beside the devnet. Nodes fetch by CID only
+    from nodes: to have large weights served, stop a node and name its folder with `--store`. A store of the
+    devnet that holds them already is enough.
 """
 
 
