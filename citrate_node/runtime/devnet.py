@@ -350,8 +350,16 @@ class Devnet:
             "accuracy_ppm": latest.accuracy if latest.accuracy != ACCURACY_UNKNOWN_PPM else None,
             # blocks come once a second: their distance is the time, whatever the poll saw
             "seconds_to_commit": float(committed.block_number - opened - preset.signal_deadline_blocks),
-            "reputations": computed.get("reputations", {}),
+            "reputations": self._by_name(computed.get("reputations", {})),
             "finalized_by": sorted(said),
+        }
+
+    def _by_name(self, by_key: dict[str, int]) -> dict[str, int]:
+        """Figures under the first bytes of node keys, as nodes report them, by node name."""
+        names = {self.folder.identity(n).node_key[:4].hex(): f"node-{n}" for n in self.nodes}
+        return {
+            names.get(key, key): value
+            for key, value in sorted(by_key.items(), key=lambda i: names.get(i[0], i[0]))
         }
 
     async def _opened_block(self, factory: AdapterFactory, number: int) -> int:
