@@ -257,7 +257,8 @@ class ChainEvents:
             return
         await asyncio.to_thread(self._database.set_held, content)
         del self._attempts[content]
-        self._report(_picked_up(content, peer or "own store"))
+        if peer is not None:
+            self._report(_picked_up(content, peer))
 
     # ---------------------------------------------------------------- compositions
 

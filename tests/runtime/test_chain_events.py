@@ -191,6 +191,19 @@ async def test_weights_named_by_cid_are_fetched_and_pinned(tmp_path: Path) -> No
         assert peers.asked == [content]
 
 
+async def test_weights_that_are_here_for_a_while_are_pinned_for_good(tmp_path: Path) -> None:
+    content = content_id(PUBLISHED)
+    chain = FakeChain()
+    async with following(tmp_path, chain, FakePeers()) as follower:
+        await follower.store.put(PUBLISHED, ephemeral_checkpoint=3)
+        assert await follower.store.pins() == ()
+        chain.known.append(version(FIRST, content, 21))
+        chain.block = 21
+        await follower.until(lambda: follower.database.picked_up_bytes())
+        assert await follower.store.pins() == (content,)
+        assert follower.peers.asked == []
+
+
 async def test_what_came_before_the_network_is_not_its_business(tmp_path: Path) -> None:
     chain = FakeChain([version(FIRST, content_id(PUBLISHED), 4, PUBLISHED)])
     async with following(tmp_path, chain, FakePeers()) as follower:
