@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -13,7 +15,7 @@ from citrate_node.node import actions as act
 from citrate_node.node import events as ev
 from citrate_node.node.composer import FAILURES_MAX, PATIENCE_CHECKPOINTS
 from citrate_node.node.state_machine import Node
-from citrate_node.protocol.adapter import AdapterConfig, AdapterWeights
+from citrate_node.protocol.adapter import AdapterConfig, AdapterLimits, AdapterWeights, decode_adapter
 from citrate_node.protocol.checkpoint import RecordedUpdate, commitment_of, decode_record
 from citrate_node.protocol.composition import compose
 from citrate_node.protocol.composition_request import (
@@ -25,12 +27,14 @@ from citrate_node.protocol.composition_request import (
 )
 from citrate_node.protocol.content_id import content_id
 from citrate_node.protocol.encoding import EncodingError
+from citrate_node.protocol.gossip_validation import open_message
 from citrate_node.protocol.messages import Measurement, Message, Proposal, Vote
 from citrate_node.protocol.rejection import Reason, Rejection, Verdict
 from citrate_node.protocol.state import NetworkState
 from citrate_node.protocol.state_transition import CheckpointInputs, process_checkpoint
 
 STATE = network(4)
+VECTORS = Path(__file__).resolve().parent.parent / "vectors"
 A = TypeVar("A", bound=act.Action)
 
 
@@ -103,6 +107,19 @@ def test_the_record_names_parents_weights_and_measurements() -> None:
     (update,) = commitment_of(record, 0).updates
     assert (update.adapter_id, update.weights_hash) == (b"\1" * 32, content_id(exact).digest)
     assert (update.size_bytes, update.accuracy_ppm) == (len(exact), 501)
+
+
+def test_the_bytes_are_those_that_others_have() -> None:
+    """For a second implementation: parents, measurements and the record that they give."""
+    vector = json.loads((VECTORS / "composition_record.json").read_text())
+    assert vector["network_id"] == STATE.network_id.hex()
+    limits = AdapterLimits(STATE.preset.weights_size_bytes_max)
+    first, second = (decode_adapter(bytes.fromhex(vector[f"parent_{name}"]), limits) for name in "ab")
+    wanted = CompositionRequest(bytes.fromhex(vector["adapter_id"]), first, second, vector["weight_a"])
+    assert wanted.result.weights.encode().hex() == vector["weights"]
+    messages = tuple(open_message(bytes.fromhex(m), STATE.network_id) for m in vector["measurements"])
+    inputs = CheckpointInputs((), compositions=(MeasuredComposition(wanted, messages),))
+    assert process_checkpoint(STATE, inputs).record.encode().hex() == vector["record"]
 
 
 @pytest.mark.parametrize(
