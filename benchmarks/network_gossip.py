@@ -1,6 +1,6 @@
 """Gossip among 8 processes: latency and CPU per delivery, ours against bare py-libp2p with usable settings.
 
-    python benchmarks/network_gossip.py [--nodes 8] [--messages 20] [--size 1000] [--rate 16]
+    python benchmarks/network_gossip.py [--nodes 8] [--messages 20] [--size 1000] [--rate 16] [--json FILE]
 
 Both sides form a full mesh on loopback, every node publishes, every node receives everything. Bare means
 py-libp2p as it is, with the three settings without which it is of no use (heartbeat, spam limit, adaptive
@@ -9,13 +9,17 @@ gossip) and gossipsub 1.2 and 1.1 offered, as its examples do; no facade, valida
 
 import argparse
 import asyncio
+import json
+import platform
 import statistics
 import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "network")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "network"), str(ROOT / "benchmarks")]
+
+from mathematics_timing import as_json, compared, table  # noqa: E402
 
 TOPIC = "/citrate/benchmark/1"
 
@@ -54,6 +58,7 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=20, help="published by each node")
     parser.add_argument("--size", type=int, default=1_000, help="bytes of a message")
     parser.add_argument("--rate", type=float, default=16.0, help="messages a second, of all nodes together")
+    parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
     results = {}
     for kind in ("ours", "bare"):
@@ -65,8 +70,19 @@ def main() -> None:
             + "  ".join(f"{name} {value:.2f}" for name, value in results[kind].items()),
             flush=True,
         )
-    for name in ("p50_ms", "cpu_ms"):
-        print(f"bare / ours, {name}: {results['bare'][name] / results['ours'][name]:.2f}")
+    per_cpu_second = {kind: 1000 / result["cpu_ms"] for kind, result in results.items()}
+    row = compared(
+        f"gossip, {options.nodes} processes, {options.size} B: deliveries per CPU second",
+        per_cpu_second["ours"],
+        "1/s",
+        "py-libp2p 0.8.1 as it is, gossipsub 1.2, same mesh",
+        per_cpu_second["bare"],
+        2.0,
+    )
+    print(table([row]))
+    if options.json is not None:
+        result = {"machine": platform.machine(), "figures": results, "rows": as_json([row])}
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Request: digest (32 bytes) ‖ size u64 ‖ offset u64. Answer: one status byte (`BlobStatus`), then, when found,
 the bytes from the offset to the end. Integers are big-endian. The digest is that of the UnixFS root
 (`protocol.content_id`), so a download is right exactly when re-importing it gives the same name.
-A deltas's megabytes would drown gossip (it keeps every payload and drops what is above 1 MiB in silence).
+The megabytes of a delta would drown gossip, which drops what is above 1 MiB in silence.
 Called by libp2p_network, on the trio side; files and hashing are worked on in trio's worker threads.
 """
 

@@ -82,8 +82,9 @@ class Requests:
         try:
             with trio.fail_after(self._config.answer_timeout_ms / 1000):
                 answer = await self._answer(peer_id, payload)
-        except Exception:
-            log.exception("answering a request of %s failed", peer_id)
+        except Exception as error:  # often the peer's nonsense: no traceback for it to fill the log with
+            log.warning("answering a request of %s failed: %r", peer_id, error)
+            self._ledger.count("requests_failed")
             return FAILED, b""
         if len(answer) > self._config.answer_size_bytes_max:
             log.error("an answer of %d bytes to %s is above the limit", len(answer), peer_id)

@@ -1,5 +1,8 @@
 """Peer ids and node keys are two spellings of one thing."""
 
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,3 +69,13 @@ def test_no_text_breaks_the_address_parser(text: str) -> None:
 def test_settings_that_cannot_work_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         NetworkConfig(**({"identity_seed": bytes(32)} | settings))  # type: ignore[arg-type]
+
+
+def test_naming_peers_and_building_settings_does_not_load_libp2p() -> None:
+    """Which takes 0.6 s, and the command line names peers."""
+    program = (
+        "import sys, citrate_node.network.identity, citrate_node.network.settings;"
+        "print(sorted({'libp2p', 'trio', 'multiaddr'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"

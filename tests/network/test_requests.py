@@ -63,6 +63,8 @@ async def test_a_failing_handler_fails_the_request_and_nothing_else(start_node: 
     with pytest.raises(PeerFailed, match="could not answer"):
         await asking.request(answering.peer_id, b"bad")
     assert await asking.request(answering.peer_id, b"good") == b"fine"
+    counters = answering.counters()
+    assert (counters["requests_failed"], counters["requests_answered"]) == (1, 1)
 
 
 async def test_a_peer_that_does_not_answer_in_time_fails_the_request(start_node: Any, until: Any) -> None:
