@@ -63,7 +63,8 @@ async def _up(stop: Any, json_lines: bool, folder: Path, wishes: dict[str, Any])
 
     from citrate_node.cli.devnet_display import Display
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.devnet import Devnet, prepare
+    from citrate_node.runtime.devnet import Devnet
+    from citrate_node.runtime.devnet_admin import prepare
 
     devnet_folder, choices = prepare(folder, **wishes)
     if json_lines:
@@ -87,7 +88,7 @@ def status(folder: Path = DIR, json_lines: bool = JSON) -> None:
     import asyncio
 
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.devnet import devnet_status
+    from citrate_node.runtime.devnet_admin import devnet_status
 
     facts = asyncio.run(devnet_status(folder))
     if json_lines:
@@ -101,7 +102,7 @@ def status(folder: Path = DIR, json_lines: bool = JSON) -> None:
 @app.command()
 def stop(folder: Path = DIR) -> None:
     """Stop a devnet that runs in another terminal, as Ctrl-C there would."""
-    from citrate_node.runtime.devnet import stop_devnet
+    from citrate_node.runtime.devnet_admin import stop_devnet
 
     process = stop_devnet(folder)
     typer.echo(f"devnet in {folder} (process {process}) has ended")
@@ -117,7 +118,7 @@ def genesis(
 
     geth, reth and Besu read the file; `citrate devnet up --rpc-url URL` then uses that chain.
     """
-    from citrate_node.runtime.devnet import prepare, write_genesis
+    from citrate_node.runtime.devnet_admin import prepare, write_genesis
 
     devnet_folder, choices = prepare(
         folder, nodes=nodes, checkpoints=3, preset=preset, seed=1, base_model="embedded", rpc_url=""
