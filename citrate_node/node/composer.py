@@ -104,8 +104,8 @@ class Composer:
         return core.say(f"composition/{number}/{request.adapter_id.hex()}", body)
 
     def _measure(self) -> list[Action]:
-        """One at a time: the training process has evaluations to do as well."""
-        if not self.enabled or self.measuring is not None:
+        """One at a time, once training and evaluating are over: a composition can wait, they cannot."""
+        if not self.enabled or self.measuring is not None or self.core.phase is Phase.EVALUATION:
             return []
         for _, request in self._open():
             name = request.content.digest

@@ -49,9 +49,9 @@ def request(number: int = 1, weight_a: int = 30, step: int = 2**20) -> Compositi
 
 
 def node(number: int = 0, state: NetworkState = STATE, **options: object) -> Node:
-    """Node `number`, checkpoint 1 opened in block 100, its evaluation phase begun (block 103)."""
+    """Node `number`, checkpoint 1 opened in block 100, its measurement phase begun (block 106)."""
     machine = Node(identity(number), CHAIN, state, opened_block=100, mentors=False, **options)  # type: ignore[arg-type]
-    machine.handle(ev.HeadAdvanced(103))
+    machine.handle(ev.HeadAdvanced(106))
     return machine
 
 
@@ -226,20 +226,21 @@ def test_an_own_measurement_is_repeated_every_second_block_until_proposals_begin
     machine = node()
     machine.handle(ev.AdapterComposed(request()))
     machine.handle(ev.CompositionMeasured(request().content.digest, 700, 32))
-    published = {block: of(act.Publish, machine.handle(ev.HeadAdvanced(block))) for block in range(104, 112)}
+    published = {block: of(act.Publish, machine.handle(ev.HeadAdvanced(block))) for block in range(107, 112)}
     measurements = {
         block: [action.message.id for action in actions if isinstance(action.message.body, Measurement)]
         for block, actions in published.items()
     }
     once = [said(0, request(), 700).id]
-    assert measurements == {105: once, 107: once, **{b: [] for b in (104, 106, 108, 109, 110, 111)}}
+    assert measurements == {107: [], 108: once, 109: [], 110: [], 111: []}
 
 
-def test_nothing_is_measured_while_mentors_train() -> None:
+def test_nothing_is_measured_while_nodes_train_and_evaluate() -> None:
     machine = Node(identity(0), CHAIN, STATE, opened_block=100, mentors=False)
     machine.handle(ev.HeadAdvanced(101))
-    assert of(act.MeasureComposition, machine.handle(ev.AdapterComposed(request()))) == []
-    assert len(of(act.MeasureComposition, machine.handle(ev.HeadAdvanced(103)))) == 1
+    asked = [machine.handle(ev.AdapterComposed(request()))]
+    asked += [machine.handle(ev.HeadAdvanced(block)) for block in (103, 105, 106)]
+    assert [len(of(act.MeasureComposition, actions)) for actions in asked] == [0, 0, 0, 1]
 
 
 def test_a_node_without_held_out_data_measures_nothing_and_knows_the_composition() -> None:
