@@ -2,7 +2,7 @@
 
 A source is a short string, so that it fits a config file, a command line and a worker's start message:
 
-    embedded:INDEX/NODES?alpha=0.3&bytes=40960&seed=1   a non-IID slice of the shipped corpus
+    embedded:INDEX/NODES?alpha=0.3&bytes=16384&held_out=8192&seed=1   a non-IID slice of the shipped corpus
     FOLDER  or  folder:FOLDER?bytes=N                   text files (.txt .md .rst .py) and .jsonl
 
 Examples are rows of token ids of one width. Exact duplicates are removed, and one rule for everybody
@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -45,7 +46,7 @@ _EMBEDDED = "embedded:"
 _FOLDER = "folder:"
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-_OPTIONS = {"alpha": 0.3, "bytes": 40_960.0, "seed": 1.0}
+_OPTIONS = {"alpha": 0.3, "bytes": 16_384.0, "held_out": 8_192.0, "seed": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +68,21 @@ class NodeData:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedSource:
-    """A parsed "embedded:" source: node `index` of `nodes`, both counted from 0 and 1."""
+    """A parsed "embedded:" source."""
 
     index: int
+    """Which node, counted from 0."""
+
     nodes: int
+
     alpha: float
-    size_bytes: int
+    """Of the Dirichlet draw: 0.1 makes specialists, 100 makes all alike."""
+
+    train_bytes: int
+
+    held_out_bytes: int
+    """Of its own mixture, beside what it trains on: little data should not mean crude measurements."""
+
     seed: int
 
 
@@ -80,13 +90,11 @@ def load_node_data(source: str, base: BaseModel, sequence_bytes: int = SEQUENCE_
     """Read, cut, deduplicate and split a source. Raises ConfigError when too little is left."""
     encode = encoder(base)
     if source.startswith(_EMBEDDED):
-        parsed = parse_embedded(source)
-        rows, mixture = _embedded_rows(parsed, base, sequence_bytes)
+        train, held_out, mixture = _embedded_rows(parse_embedded(source), encode, sequence_bytes)
     else:
         rows = _distinct(_folder_rows(source, encode, sequence_bytes), sequence_bytes)
-        mixture = {"local": 1.0}
-    held = held_out_mask(rows)
-    train, held_out = rows[~held], rows[held]
+        held = held_out_mask(rows)
+        train, held_out, mixture = rows[~held], rows[held], {"local": 1.0}
     if len(train) == 0 or len(held_out) == 0:
         raise ConfigError(
             f"data source {source} gives {len(train)} examples to train on and {len(held_out)} held out\n"
@@ -99,7 +107,8 @@ def domain_held_out(
     base: BaseModel, sequences_max: int = 24, sequence_bytes: int = SEQUENCE_BYTES
 ) -> dict[str, Rows]:
     """Held-out examples of every embedded domain: nobody trains on them."""
-    return {d: _held_out_sample(d, base, sequences_max, sequence_bytes) for d in corpus.DOMAINS}
+    encode = encoder(base)
+    return {d: _domain_pool(d, True, encode, sequence_bytes, 0)[:sequences_max] for d in corpus.DOMAINS}
 
 
 def general_held_out(base: BaseModel, sequences_max: int = 96, sequence_bytes: int = SEQUENCE_BYTES) -> Rows:
@@ -127,7 +136,7 @@ def _hub_encoder(directory: str) -> Encode:
 
 
 def parse_embedded(source: str) -> EmbeddedSource:
-    """Parse "embedded:INDEX/NODES?alpha=…&bytes=…&seed=…"; every part after the question mark is optional."""
+    """Parse "embedded:INDEX/NODES?alpha=…&bytes=…&held_out=…&seed=…"; each option may be left out."""
     place, options = _split_options(source.removeprefix(_EMBEDDED), source)
     try:
         index, nodes = (int(part) for part in place.split("/"))
@@ -137,9 +146,12 @@ def parse_embedded(source: str) -> EmbeddedSource:
         ) from None
     if not 0 <= index < nodes:
         raise ConfigError(f"data source {source}: the index must lie between 0 and {nodes - 1}")
-    if options["alpha"] <= 0 or options["bytes"] < 1 or options["seed"] < 0:
-        raise ConfigError(f"data source {source}: alpha and bytes must be positive, seed not negative")
-    return EmbeddedSource(index, nodes, options["alpha"], int(options["bytes"]), int(options["seed"]))
+    sizes = (int(options["bytes"]), int(options["held_out"]))
+    if not 0 < options["alpha"] < math.inf or min(sizes) < 1 or options["seed"] < 0:
+        raise ConfigError(
+            f"data source {source}: alpha, bytes and held_out must be positive, seed not negative"
+        )
+    return EmbeddedSource(index, nodes, options["alpha"], *sizes, int(options["seed"]))
 
 
 def domain_mixture(source: EmbeddedSource) -> dict[str, float]:
@@ -163,29 +175,38 @@ def held_out_mask(rows: Rows) -> npt.NDArray[np.bool_]:
     return np.fromiter(picks, dtype=np.bool_, count=len(rows))
 
 
-def _embedded_rows(
-    source: EmbeddedSource, base: BaseModel, sequence_bytes: int
-) -> tuple[Rows, dict[str, float]]:
-    """This node's slice of every domain. Slices of different nodes overlap only once a domain is used up."""
-    encode = encoder(base)
-    taken: dict[str, int] = dict.fromkeys(corpus.DOMAINS, 0)
-    wanted = max(1, source.size_bytes // sequence_bytes)
-    mixture: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for index in range(source.index + 1):
-        mixture = domain_mixture(
-            EmbeddedSource(index, source.nodes, source.alpha, source.size_bytes, source.seed)
-        )
-        counts = _largest_remainder(mixture, wanted)
-        if index < source.index:
-            taken = {domain: taken[domain] + counts[domain] for domain in taken}
+def _embedded_rows(source: EmbeddedSource, encode: Encode, width: int) -> tuple[Rows, Rows, dict[str, float]]:
+    """This node's slices of every domain, to train on and to hold out, and its mixture.
+
+    Slices of different nodes overlap only once a domain is used up.
+    """
+    mixtures = [domain_mixture(replace(source, index=index)) for index in range(source.index + 1)]
     parts: list[Rows] = []
-    for domain, count in counts.items():
-        rows = _domain_rows(domain, encode, sequence_bytes)
-        order = _order(len(rows), domain, source.seed)
-        places = (taken[domain] + np.arange(min(count, len(rows)))) % len(rows)
-        parts.append(rows[order[places]])
-    return np.concatenate(parts), mixture
+    for held_out, size_bytes in ((False, source.train_bytes), (True, source.held_out_bytes)):
+        counts = [_largest_remainder(mixture, max(1, size_bytes // width)) for mixture in mixtures]
+        rows = [
+            _slice(
+                _domain_pool(domain, held_out, encode, width, source.seed),
+                start=sum(count[domain] for count in counts[:-1]),
+                count=counts[-1][domain],
+            )
+            for domain in corpus.DOMAINS
+        ]
+        parts.append(np.concatenate(rows))
+    return parts[0], parts[1], mixtures[-1]
+
+
+def _slice(rows: Rows, start: int, count: int) -> Rows:
+    """`count` rows from `start` on, from the beginning again after the end, none twice."""
+    return rows[(start + np.arange(min(count, len(rows)))) % len(rows)]
+
+
+@cache
+def _domain_pool(domain: str, held_out: bool, encode: Encode, width: int, seed: int) -> Rows:
+    """All that may be trained on in a domain, or all that is held out, in the order of a seed."""
+    rows = _domain_rows(domain, encode, width)
+    rows = rows[held_out_mask(rows) == held_out]
+    return rows[_order(len(rows), domain, seed)]
 
 
 def _largest_remainder(shares: dict[str, float], total: int) -> dict[str, int]:
@@ -194,12 +215,6 @@ def _largest_remainder(shares: dict[str, float], total: int) -> dict[str, int]:
     for name in by_rest[: total - sum(counts.values())]:
         counts[name] += 1
     return counts
-
-
-def _held_out_sample(domain: str, base: BaseModel, sequences_max: int, sequence_bytes: int) -> Rows:
-    rows = _domain_rows(domain, encoder(base), sequence_bytes)
-    rows = rows[held_out_mask(rows)]
-    return rows[_order(len(rows), domain, seed=0)][:sequences_max]
 
 
 @cache
