@@ -99,17 +99,19 @@ def measurement(state: NetworkState, number: int, weights_hash: bytes, improveme
 def inputs(
     state: NetworkState, scores: Mapping[int, int] | None = None, *, measured: bool = True
 ) -> CheckpointInputs:
-    """A whole checkpoint: every node announces, all others evaluate it.
+    """A whole checkpoint: every mentor announces, those who are drawn evaluate, the committee measures.
 
     scores: improvement in ppm that everybody reports for the signal of a node; 1000 where not named.
     """
-    numbers = range(len(state.nodes))
+    everybody = range(len(state.nodes))
+    numbers = [i for i in everybody if identity(i).node_key in state.mentors]
+    committee = [i for i in everybody if identity(i).node_key in state.committee_keys]
     data = {i: delta(state, i) for i in numbers}
     signals = {i: signal(state, i, data[i]) for i in numbers}
     evaluations = tuple(
         evaluation(state, evaluator, signals[i], (scores or {}).get(i, 1000))
         for i in numbers
-        for evaluator in numbers
+        for evaluator in everybody
         if identity(evaluator).node_key in state.evaluators[identity(i).node_key]
     )
     made = CheckpointInputs(
@@ -120,4 +122,4 @@ def inputs(
     if not measured:
         return made
     result = aggregate(state, made).content.digest
-    return replace(made, measurements=tuple(measurement(state, i, result, 500 + i) for i in numbers))
+    return replace(made, measurements=tuple(measurement(state, i, result, 500 + i) for i in committee))

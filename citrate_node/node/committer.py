@@ -132,7 +132,7 @@ class Committer:
             return [ReportVerdict(Verdict.REJECT, Reason.BAD_RECORD, str(rejection))]
         if outcome is None:
             return []  # some delta, or a parent of a composition, is still on its way
-        omitted = core.pool.omitted(record)
+        omitted = core.pool.omitted(record, outcome.aggregation.content.digest)
         held_back = [i for i in record.withheld if core.pool.holds(core.pool.by_id[i])]
         if (omitted or held_back) and not self._insisted(record_hash):
             detail = (

@@ -80,7 +80,7 @@ class CheckpointPool:
         check_message(self.state, message, self.compositions)
         body = message.body
         preset = self.state.preset
-        in_time = False  # of a measurement, only the record tells which candidate it is about
+        in_time = False
         if isinstance(body, MentorshipSignal):
             self._add_signal(message)
             in_time = elapsed_blocks < preset.signal_deadline_blocks
@@ -91,6 +91,8 @@ class CheckpointPool:
             in_time = elapsed_blocks < preset.evaluation_deadline_blocks
         elif isinstance(body, Measurement):
             self._add_measurement(message, body)
+            # a block earlier than the first proposal, for nodes merge no sets in between
+            in_time = elapsed_blocks + 1 < preset.measurement_deadline_blocks
         elif isinstance(body, Proposal):
             if not stored and body.round > round_of(preset, elapsed_blocks) + 1:
                 raise ignore(Reason.TOO_EARLY, f"round {body.round} is not open yet")
@@ -261,9 +263,13 @@ class CheckpointPool:
             deltas={delta_hash(m): self.deltas[delta_hash(m)] for m in signals if self.holds(m)},
         )
 
-    def omitted(self, record: CheckpointRecord) -> list[tuple[bytes, ...]]:
-        """What arrived here in good time and the record leaves out."""
-        named = (*record.signals, *record.withheld, *record.evaluations)
+    def omitted(self, record: CheckpointRecord, candidate_hash: bytes) -> list[tuple[bytes, ...]]:
+        """What arrived here in good time and the record leaves out.
+
+        candidate_hash: the weights that the record's signals and evaluations give, promoted or not. A
+        proposer that chose among their measurements would choose the accuracy.
+        """
+        named = (*record.signals, *record.withheld, *record.evaluations, *record.measurements)
         covered = {coverage_key(self.by_id[i]) for i in named if i in self.by_id}
         for pair in record.equivocations:
             if pair.first in self.by_id:
@@ -273,8 +279,11 @@ class CheckpointPool:
         def has_place(key: tuple[bytes, ...]) -> bool:
             if len(key) == 1:
                 return True
-            author, signal_id = key  # of a signal that is used, and by one who was drawn for it
-            return signal_id in used and self._is_drawn(author, self.by_id[signal_id])
+            author, subject, *measured = key
+            if measured:
+                return subject == candidate_hash
+            # an evaluation: of a signal that is used, and by one who was drawn for it
+            return subject in used and self._is_drawn(author, self.by_id[subject])
 
         return [key for key in sorted(self.in_good_time - covered) if has_place(key)]
 
@@ -303,7 +312,9 @@ def delta_hash(message: Message) -> bytes:
 
 
 def coverage_key(message: Message) -> tuple[bytes, ...]:
-    """What a record must cover: the mentor of a signal, the (evaluator, signal) of an evaluation."""
+    """What a record must cover: the mentor of a signal, who evaluated which signal, who measured what."""
     if isinstance(message.body, Evaluation):
         return (message.author, message.body.signal_id)
+    if isinstance(message.body, Measurement):
+        return (message.author, message.body.weights_hash, b"measured")
     return (message.author,)

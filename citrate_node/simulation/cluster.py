@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import random
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
@@ -22,16 +22,15 @@ from ..node.core import ChainIdentity, Identity
 from ..node.state_machine import Node
 from ..protocol.adapter import AdapterWeights
 from ..protocol.certificate import CertifiedUpdate, Validator
-from ..protocol.checkpoint import decode_record
 from ..protocol.composition_request import CompositionRequest
 from ..protocol.content_id import content_id
-from ..protocol.gossip_validation import open_message
 from ..protocol.identifiers import network_id
-from ..protocol.messages import MentorshipSignal, Message, Proposal, Vote, sign_message
+from ..protocol.messages import Message, Vote
 from ..protocol.preset import Preset
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from ..protocol.tensors import Factor, weights_to_float32
+from . import adversaries
 from .chain_model import ChainModel, Composed
 from .checkers import Checkers, ProgressViolation
 from .synthetic import SyntheticTask
@@ -59,11 +58,19 @@ class ClusterOptions:
     withholders: frozenset[int] = frozenset()
     """Mentors that announce a delta and never serve it."""
     equivocators: frozenset[int] = frozenset()
-    """Mentors that announce a second signal to half of the network."""
+    """Mentors that announce three different signals to three parts of the network."""
+    copiers: frozenset[int] = frozenset()
+    """Mentors that announce somebody else's delta as soon as it is served."""
+    forkers: frozenset[int] = frozenset()
+    """Evaluators that say three different figures to three parts of the network."""
     liars: frozenset[int] = frozenset()
     """Evaluators that report the opposite of what they measured."""
     forgers: frozenset[int] = frozenset()
     """Proposers that put other weights into the record than the composition gives."""
+    two_faced: frozenset[int] = frozenset()
+    """Proposers that send another correct record, without measurements, to a part of the network."""
+    boasters: frozenset[int] = frozenset()
+    """Proposers whose record has no measurement but their own, of 99 %."""
     stakes: tuple[int, ...] = ()
     spread: float = 0.5
     training_ms: tuple[int, int] = (200, 1500)
@@ -107,6 +114,8 @@ class Cluster:
         """One line per final checkpoint, in order; its hash is the history hash."""
         self.outcomes: dict[int, act.Finalize] = {}
         """Per checkpoint, the first node's Finalize that carries inputs."""
+        self._copied: set[tuple[int, int]] = set()
+        """(copier, checkpoint): one copy each, two would be equivocation."""
         self._aggregations: dict[tuple[bytes, object], Aggregation] = {}
         identities = [self._identity(i) for i in range(options.nodes)]
         stakes = options.stakes or (1,) * options.nodes
@@ -334,25 +343,32 @@ class Cluster:
                 pass
 
     def _publish(self, simulated: SimulatedNode, message: Message) -> None:
-        index = simulated.index
-        if index in self.options.forgers and isinstance(message.body, Proposal):
-            message = _forged(simulated.identity.seed, message.body)
+        index, node = simulated.index, simulated.node
         if isinstance(message.body, Vote):
             body = message.body
             self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
-        other = None
-        if index in self.options.equivocators and isinstance(message.body, MentorshipSignal):
-            twisted = replace(message.body, examples=message.body.examples + 1)
-            other = sign_message(simulated.identity.seed, twisted)
+        assert node is not None
         for receiver in self.nodes:
-            if receiver.index == index:
-                continue
-            sent = other if other is not None and receiver.index % 2 else message
-            copies = 1 + (self.random.randrange(1_000_000) < self.options.duplicate_ppm)
-            for _ in range(copies):
-                if not self._is_lost(index, receiver.index):
-                    event = ev.MessageReceived(sent, f"node {index}")
-                    self._later(receiver.index, self._latency(), event)
+            if receiver.index != index:
+                sent = adversaries.said_to(self.options, index, node, message, receiver.index)
+                self._send(index, receiver.index, sent)
+
+    def _send(self, index: int, receiver: int, message: Message) -> None:
+        copies = 1 + (self.random.randrange(1_000_000) < self.options.duplicate_ppm)
+        for _ in range(copies):
+            if not self._is_lost(index, receiver):
+                self._later(receiver, self._latency(), ev.MessageReceived(message, f"node {index}"))
+
+    def _copy(self, index: int, action: act.FetchDelta) -> None:
+        """The bytes of another's delta are here: announce them as one's own."""
+        node = self.nodes[index].node
+        copied = None if node is None else adversaries.copy_of(node, action.mentor, action.content.digest)
+        if copied is None or (index, action.checkpoint) in self._copied:
+            return
+        self._copied.add((index, action.checkpoint))
+        for receiver in self.nodes:
+            if receiver.index != index:
+                self._send(index, receiver.index, copied)
 
     def _peers(self, index: int) -> list[SimulatedNode]:
         """The others that run and can be reached, in an order of chance."""
@@ -374,7 +390,10 @@ class Cluster:
             ):
                 continue
             event = ev.DeltaFetched(action.content.digest, held, f"node {peer.index}")
-            self._later(index, 2 * self._latency(), event)
+            delay = 2 * self._latency()
+            self._later(index, delay, event)
+            if index in self.options.copiers:
+                self._at(delay, lambda: self._copy(index, action))
             return
         self._later(index, FETCH_TIMEOUT_MS, ev.DeltaUnavailable(action.content))
 
@@ -398,6 +417,8 @@ class Cluster:
                     self._later(index, delay, ev.MessageReceived(message, f"node {peer.index}"))
 
     def _train(self, index: int, action: act.Train) -> None:
+        if index in self.options.copiers:
+            return  # why train, where others do
         values = self.task.train(index, action.moving_values, action.manifest)
         if index in self.options.sign_flippers:
             values = action.moving_values - (values - action.moving_values)
@@ -465,16 +486,3 @@ class Cluster:
         """Node index to reputation in ppm, by the newest state."""
         newest = max((s.node for s in self.nodes if s.node), key=lambda n: n.state.number)
         return {self._by_key[row.node_key]: row.reputation_ppm for row in newest.state.reputations}
-
-    def reopen(self, messages: Iterable[Message]) -> list[Message]:
-        """The same messages, read back from their envelopes: what a peer would see."""
-        return [open_message(m.envelope, self.network_id) for m in messages]
-
-
-def _forged(seed: bytes, body: Proposal) -> Message:
-    """The same proposal with other weights for its compositions; as it was where it has none."""
-    record = decode_record(body.record)
-    forged = tuple(
-        replace(update, weights_hash=sha256(update.weights_hash).digest()) for update in record.compositions
-    )
-    return sign_message(seed, replace(body, record=replace(record, compositions=forged).encode()))

@@ -33,10 +33,20 @@ _KEYS: dict[str, Any] = {
     "withholders": [],
     "equivocators": [],
     "liars": [],
+    "copiers": [],
+    "forkers": [],
+    "forgers": [],
+    "two_faced": [],
+    "boasters": [],
     "crashes": [],
     "partitions": [],
 }
 """Key to default; the type of the default is the type that is asked for."""
+_DISHONEST = (
+    *("sign_flippers", "withholders", "equivocators", "liars", "copiers", "forkers"),
+    *("forgers", "two_faced", "boasters"),
+)
+"""Keys that list node numbers; each is explained at ClusterOptions."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +81,10 @@ def load_scenario(path: Path, seed: int) -> Scenario:
     nodes = values["nodes"]
     if not 2 <= nodes <= 10_000:
         raise ConfigError(f"{path}: nodes is {nodes}, must lie between 2 and 10,000")
-    for key in ("sign_flippers", "withholders", "equivocators", "liars"):
+    for key in _DISHONEST:
         if not all(type(i) is int and 0 <= i < nodes for i in values[key]):
             raise ConfigError(f"{path}: {key} must be node numbers from 0 to {nodes - 1}")
+    dishonest: dict[str, Any] = {key: frozenset(values[key]) for key in _DISHONEST}
     options = ClusterOptions(
         preset=load_preset(values["preset"]),
         nodes=nodes,
@@ -83,10 +94,7 @@ def load_scenario(path: Path, seed: int) -> Scenario:
         duplicate_ppm=values["duplicate_ppm"],
         faults_end_ms=None if values["faults_end_ms"] < 0 else values["faults_end_ms"],
         spread=values["spread"],
-        sign_flippers=frozenset(values["sign_flippers"]),
-        withholders=frozenset(values["withholders"]),
-        equivocators=frozenset(values["equivocators"]),
-        liars=frozenset(values["liars"]),
+        **dishonest,
     )
     return Scenario(
         path.stem,
