@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from citrate_node.content.block_store import BlockStore
 
 app = typer.Typer(
+    add_completion=False,
     rich_markup_mode="markdown",
     no_args_is_help=True,
     help="Files by content: add, read and verify, with IPFS CIDs.",

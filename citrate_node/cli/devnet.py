@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 app = typer.Typer(
+    add_completion=False,
     rich_markup_mode="markdown",
     no_args_is_help=True,
     help="Run a whole network on this machine: chain, nodes, training.",

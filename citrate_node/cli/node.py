@@ -6,7 +6,12 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(rich_markup_mode="markdown", no_args_is_help=True, help="Run one node from its node.toml.")
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="markdown",
+    no_args_is_help=True,
+    help="Run one node from its node.toml.",
+)
 
 
 @app.callback()

@@ -7,7 +7,9 @@ from pathlib import Path
 import typer
 
 app = typer.Typer(
-    rich_markup_mode="markdown", help="Compute a recorded network's checkpoints again, byte for byte."
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Compute a recorded network's checkpoints again, byte for byte.",
 )
 
 

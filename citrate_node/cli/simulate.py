@@ -7,7 +7,9 @@ from pathlib import Path
 import typer
 
 app = typer.Typer(
-    rich_markup_mode="markdown", help="Run the same nodes under virtual time, with faults and a seed."
+    add_completion=False,
+    rich_markup_mode="markdown",
+    help="Run the same nodes under virtual time, with faults and a seed.",
 )
 
 
