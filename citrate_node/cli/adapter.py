@@ -107,7 +107,7 @@ def create(
         run = await desk.dry_run(
             signer.account, "createAdapter", config.base_model_id, name, way.argument, config.rank
         )
-        receipt = await _agreed(desk, signer, run, _lines(file, way, f"name {name!r}"), way, yes=yes)
+        receipt = await _agreed(desk, signer, run, _lines(file, way, f"name {name!r}", place), way, yes=yes)
         return _sent("created", receipt, receipt.adapter_id, signer) | way.facts(file) | {"name": name}
 
     _show(asyncio.run(_with_desk(place, act)), json_lines)
@@ -151,7 +151,7 @@ def publish(
         way = _way(file, place, calldata=calldata, store=store)
         run = await desk.dry_run(signer.account, "publishVersion", adapter_id, way.argument)
         what = f"version {run.answer} of {row.name!r} 0x{adapter_id.hex()}"
-        receipt = await _agreed(desk, signer, run, _lines(file, way, what), way, yes=yes)
+        receipt = await _agreed(desk, signer, run, _lines(file, way, what, place), way, yes=yes)
         return _sent("published", receipt, adapter_id, signer) | way.facts(file) | {"name": row.name}
 
     _show(asyncio.run(_with_desk(place, act)), json_lines)
@@ -242,6 +242,12 @@ class _Way:
             return "in the transaction"
         return f"by CID, stored in {self.store}" if self.store else "by CID, stored already"
 
+    def warning(self, place: Place) -> list[str]:
+        """A store that no node opens is read by this machine's users alone."""
+        if self.store is None or self.store != place.own_store:
+            return []
+        return ["no node serves that store: compositions of this adapter wait until one holds the weights"]
+
     def facts(self, file: AdapterFile) -> dict[str, Any]:
         return {
             "weights_hash": self.content.digest.hex(),
@@ -284,12 +290,13 @@ def _way(file: AdapterFile, place: Place, *, calldata: bool, store: Path | None)
     return _Way(content, file.data, place.own_store, in_calldata=False)
 
 
-def _lines(file: AdapterFile, way: _Way, what: str) -> list[str]:
+def _lines(file: AdapterFile, way: _Way, what: str, place: Place) -> list[str]:
     config = file.weights.config
     return [
         f"{what}, {rank_and_base(config.rank, config.base_model_id)}",
         *(["converted from an ordinary PEFT file, rounded to multiples of 2^-24"] if file.converted else []),
         f"weights {way.content.cid}, {way.content.size_bytes:,} bytes, {way}",
+        *way.warning(place),
     ]
 
 

@@ -100,7 +100,7 @@ def confirm(run: DryRun, place: Place, chain_id: int, lines: list[str], *, ask: 
         typer.echo(f"  {line}")
     typer.echo(
         f"  from 0x{run.account.hex()}, about {run.gas:,} gas, "
-        f"at most {coins(run.cost_wei_max)} of {coins(run.balance_wei)}"
+        f"at most {coins(run.cost_wei_max, at_most=True)} of {coins(run.balance_wei)}"
     )
     if ask and not typer.confirm("send it?"):
         typer.echo("nothing was sent")

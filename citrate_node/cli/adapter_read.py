@@ -31,6 +31,9 @@ _REFERENCE = typer.Argument(..., metavar="ID[@VERSION]", help="An adapter, and a
 SHOWN_VERSIONS = 20
 """Of `show`: the latest ones; `history` pages through all."""
 
+SHOWN_DIFFERENCES = 10
+"""Of `verify`, to a person: two trainings of one adapter differ in every tensor."""
+
 T = TypeVar("T")
 
 
@@ -282,7 +285,10 @@ def verify(
         how = "the same values, in another spelling" if ours.converted else "the same bytes"
         typer.echo(f"{local} is {what}: {how}, {ours.content.cid}")
     if wrong:
-        raise WeightsMismatch(f"{local} is not {what}\n  " + "\n  ".join(wrong))
+        shown = wrong[:SHOWN_DIFFERENCES]
+        if len(wrong) > len(shown):
+            shown.append(f"… and {len(wrong) - len(shown)} more; --json names them all")
+        raise WeightsMismatch(f"{local} is not {what}\n  " + "\n  ".join(shown))
 
 
 # ---------------------------------------------------------------- the common part

@@ -186,7 +186,7 @@ class AdapterDesk:
         balance = await self.factory.balance(account)
         if balance < cost:
             raise UnfundedWallet(
-                f"account {hexed(account)} has {coins(balance)} and may need {coins(cost)} for gas\n"
+                f"account {hexed(account)} has {coins(balance)}, gas may cost {coins(cost, at_most=True)}\n"
                 f"  fund it: `citrate wallet fund {hexed(account)} 10` on a devnet, else send it coins"
             )
         result = factory_abi().result(function, bytes.fromhex(answer.removeprefix("0x")))
@@ -304,11 +304,11 @@ def weights_argument(content: ContentId) -> bytes:
     return cid_argument(content.digest, content.codec, content.size_bytes)
 
 
-def coins(wei: int) -> str:
-    """An amount for people: the chain's coin has 18 decimals."""
-    whole, rest = divmod(wei, 10**18)
-    decimals = f"{rest:018d}".rstrip("0")
-    return f"{whole}.{decimals or '0'} coins"
+def coins(wei: int, *, at_most: bool = False) -> str:
+    """An amount for people, to a millionth: the coin has 18 decimals. Rounded down, or up for a bound."""
+    millionths = -(-wei // 10**12) if at_most else wei // 10**12
+    whole, rest = divmod(millionths, 10**6)
+    return f"{whole}.{f'{rest:06d}'.rstrip('0') or '0'} coins"
 
 
 _ADVICE = {

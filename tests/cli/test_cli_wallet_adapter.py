@@ -325,3 +325,25 @@ def test_a_size_on_chain_that_is_untrue_is_named(user: User, tmp_path: Path) -> 
     error = user.fails("pull", *args)
     assert isinstance(error, WeightsMismatch)
     assert f"{content.size_bytes} bytes, but the chain says {content.size_bytes + 1}" in str(error)
+
+
+def test_a_person_is_shown_few_differences_and_a_script_all(user: User, pair: Pair, tmp_path: Path) -> None:
+    _, large = pair
+    path = saved(tmp_path, adapter(99, 32, ALL_LINEAR))
+    args = ("verify", path, large["adapter_id"], *user.options("verify"))
+    scripted = user.run(adapter_commands.app, *args, "--json")
+    differences = json.loads(scripted.stdout)["differences"]
+    assert len(differences) == 1 + 2 * 4 * 7  # the hash, and both factors of seven modules in four layers
+    shown = str(user.run(adapter_commands.app, *args).exception).splitlines()[1:]
+    assert shown == [f"  {line}" for line in differences[:10]] + ["  … and 47 more; --json names them all"]
+
+
+def test_a_person_is_told_that_no_node_serves_large_weights(user: User, tmp_path: Path) -> None:
+    path = saved(tmp_path, adapter(98, 4, ALL_LINEAR))
+    args = ("create", path, "--name", "large, unserved", *user.options("create"))
+    declined = user.run(adapter_commands.app, *args, typed="n\n")
+    assert "no node serves that store" in declined.stdout
+    named = user.run(adapter_commands.app, *args, "--store", tmp_path / "mine", typed="n\n")
+    assert f"stored in {tmp_path / 'mine'}\n" in named.stdout
+    assert "no node serves" not in named.stdout
+    assert not (tmp_path / "mine").exists(), "nothing is stored before the question is answered"
