@@ -136,6 +136,20 @@ def test_a_delta_of_the_factor_that_does_not_move_now_is_dropped() -> None:
     assert "dropped" in [a.what for a in of(act.Notice, actions)]
 
 
+def test_what_was_trained_for_one_factor_is_not_announced_as_the_other() -> None:
+    """A and B of a square module have equally many values; a late delta of B is no delta of A."""
+    machine = node(state=network(4, method="alternate"))
+    head(machine, 101)
+    late = trained(machine)
+    head(machine, 104)
+    machine.handle(late)
+    actions = finish(machine)
+    assert machine.state.factor == "lora_A"
+    assert late.values.size == machine.state.moving_manifest.count
+    assert of(act.Publish, actions) == []
+    assert "dropped" in {notice.what for notice in of(act.Notice, actions)}
+
+
 def test_numbers_that_cannot_be_sent_are_dropped_and_said() -> None:
     machine = node()
     head(machine, 101)

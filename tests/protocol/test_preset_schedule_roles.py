@@ -13,9 +13,16 @@ from small_network import MINIMAL, network
 
 from citrate_node.config import load_preset
 from citrate_node.errors import PresetError
+from citrate_node.protocol.checkpoint import (
+    RECORD_SIZE_BYTES_MAX,
+    CheckpointRecord,
+    Equivocation,
+    RecordedUpdate,
+)
+from citrate_node.protocol.composition_request import COMPOSITION_MEASUREMENTS_MAX, COMPOSITIONS_MAX
 from citrate_node.protocol.preset import preset_from
 from citrate_node.protocol.roles import draw_by_weight, draw_committee, draw_evaluators, draw_mentors
-from citrate_node.protocol.schedule import Phase, phase, round_of
+from citrate_node.protocol.schedule import Phase, phase, round_of, serves_deltas
 
 
 def seed(number: int) -> bytes:
@@ -82,6 +89,47 @@ def test_phases_follow_one_another_and_rounds_rotate() -> None:
         phases == [Phase.SIGNAL] * 3 + [Phase.EVALUATION] * 3 + [Phase.MEASUREMENT] * 3 + [Phase.FINALITY] * 2
     )
     assert [round_of(MINIMAL, elapsed) for elapsed in (0, 9, 11, 12, 15)] == [0, 0, 0, 1, 2]
+    assert [serves_deltas(MINIMAL, elapsed) for elapsed in (0, 2, 3, 4, 9)] == [*([False] * 3), True, True]
+
+
+@pytest.mark.parametrize(("mentors", "evaluators", "equivocators"), [(32, 5, 0), (125, 4, 0), (225, 1, 225)])
+def test_the_largest_record_of_a_preset_fits_a_proposal(
+    mentors: int, evaluators: int, equivocators: int
+) -> None:
+    """Every mentor heard (or proven to have equivocated), all measured, and all compositions that fit."""
+    preset = replace(
+        MINIMAL, mentors_per_checkpoint=mentors, evaluators_per_signal=evaluators, committee_size=75
+    )
+
+    def ids(count: int) -> tuple[bytes, ...]:
+        return tuple(seed(number) for number in range(count))
+
+    signals = mentors - equivocators
+    most = 2**63 - 1
+    update = RecordedUpdate(seed(1), seed(2), seed(3), 50, seed(4), 2**40, -most, ids(50))
+    record = CheckpointRecord(
+        network_id=seed(0),
+        number=2**64 - 1,
+        parent_record_hash=seed(0),
+        adapter_id=seed(0),
+        signals=ids(signals),
+        withheld=(),
+        equivocations=tuple(Equivocation(seed(i), seed(i + 1)) for i in range(equivocators)),
+        evaluations=ids(signals * evaluators),
+        measurements=ids(preset.committee_size),
+        weights_hash=seed(0),
+        weights_size_bytes=2**40,
+        promoted=True,
+        accuracy_ppm=-most,
+        compositions=(update,) * COMPOSITIONS_MAX,
+        reputations_root=seed(0),
+        state_root=seed(0),
+        state_size_bytes=2**40,
+        validator_set_hash=seed(0),
+        next_validator_set_hash=seed(0),
+    )
+    assert sum(len(u.measurements) for u in record.compositions) == COMPOSITION_MEASUREMENTS_MAX
+    assert len(record.encode()) <= RECORD_SIZE_BYTES_MAX
 
 
 @given(st.lists(st.integers(0, 2**70), min_size=1, max_size=30), st.integers(0, 40), st.integers(0, 1000))
