@@ -94,3 +94,34 @@ def pretrain(
         return
     for name, value in facts.items():
         typer.echo(f"{name:<22} {value}")
+
+
+@app.command()
+def corpus(
+    out: Path = typer.Option(..., "--out", help="Directory to write the corpus to."),
+    json_lines: bool = _JSON,
+) -> None:
+    """Cut the corpus again out of the standard library of the Python that runs this.
+
+    Gives the shipped files on the Python they were cut from (it says which), other text on another one.
+    """
+    import platform
+    import sysconfig
+
+    from citrate_node.cli.output import print_json
+    from citrate_node.training.corpus import build_corpus, read_index
+
+    made = build_corpus(Path(sysconfig.get_path("stdlib")), out, platform.python_version())
+    shipped = read_index()
+    for name, part in made.items():
+        facts = {
+            "name": name,
+            "size_bytes": part.size_bytes,
+            "sha256": part.sha256,
+            "same_as_shipped": part == shipped[name],
+        }
+        if json_lines:
+            print_json(facts)
+        else:
+            same = "as shipped" if facts["same_as_shipped"] else "not as shipped"
+            typer.echo(f"{name:<18} {part.size_bytes:>8}   {part.sha256[:16]}…   {same}")

@@ -2,7 +2,7 @@
 
 A source is a short string, so that it fits a config file, a command line and a worker's start message:
 
-    embedded:INDEX/NODES?alpha=0.3&bytes=16384&held_out=8192&seed=1   a non-IID slice of the shipped corpus
+    embedded:INDEX/NODES?alpha=1.0&bytes=16384&held_out=8192&seed=1   a non-IID slice of the shipped corpus
     FOLDER  or  folder:FOLDER?bytes=N                   text files (.txt .md .rst .py) and .jsonl
 
 Examples are rows of token ids of one width. Exact duplicates are removed, and one rule for everybody
@@ -24,7 +24,7 @@ from urllib.parse import parse_qsl
 import numpy as np
 import numpy.typing as npt
 
-from citrate_node.errors import ConfigError
+from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.training import corpus
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.byte_tokenizer import encode_bytes
@@ -46,7 +46,7 @@ _EMBEDDED = "embedded:"
 _FOLDER = "folder:"
 _TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 _JSON_LINES_SUFFIXES = (".jsonl", ".ndjson")
-_OPTIONS = {"alpha": 0.3, "bytes": 16_384.0, "held_out": 8_192.0, "seed": 1.0}
+_OPTIONS = {"alpha": 1.0, "bytes": 16_384.0, "held_out": 8_192.0, "seed": 1.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,10 @@ def encoder(base: BaseModel) -> Encode:
 def _hub_encoder(directory: str) -> Encode:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ServiceError(f"transformers cannot load the tokenizer in {directory}: {error}") from error
 
     def encode(data: bytes) -> npt.NDArray[np.int32]:
         ids = tokenizer(data.decode("utf-8", errors="replace"), add_special_tokens=False)["input_ids"]

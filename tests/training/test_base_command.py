@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import platform
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from citrate_node.cli.base import app
+from citrate_node.training import corpus
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.pretrain import PretrainSettings, pretrain
 
@@ -26,6 +28,14 @@ def test_id_and_show_say_which_base_it_is(base: BaseModel) -> None:
     assert facts["adapter_size_bytes"] == 4 * 40_960
     assert facts["adapter_tensors"] == 56
     assert "psf-2.0" in run("show")
+
+
+def test_the_corpus_is_cut_again_from_the_library_at_hand(tmp_path: Path) -> None:
+    """Byte for byte where it is the Python that the shipped one was cut from."""
+    rows = [json.loads(line) for line in run("corpus", "--out", str(tmp_path), "--json").splitlines()]
+    assert {row["name"] for row in rows} == set(corpus.read_index())
+    if platform.python_version() in json.loads((corpus._assets() / "index.json").read_text())["origin"]:
+        assert all(row["same_as_shipped"] for row in rows)
 
 
 def test_pretraining_repeats_to_the_byte_and_learns(tmp_path: Path, base: BaseModel) -> None:

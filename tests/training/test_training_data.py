@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from citrate_node.errors import ConfigError
+from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.training import corpus
 from citrate_node.training.base_model import BaseModel
+from citrate_node.training.byte_tokenizer import tokenizer_description
 from citrate_node.training.data import (
     PAD,
     NodeData,
     Rows,
     domain_held_out,
     domain_mixture,
+    encoder,
     example_hash,
     general_held_out,
     held_out_mask,
@@ -127,3 +131,27 @@ def test_a_bad_json_line_is_named(base: BaseModel, tmp_path: Path, line: str) ->
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
     with pytest.raises(ConfigError, match="line 2"):
         load_node_data(str(tmp_path), base)
+
+
+def test_a_base_with_a_tokenizer_of_its_own_gets_its_own_tokens(base: BaseModel, tmp_path: Path) -> None:
+    """A byte pair is one token; the text comes back from the tokens."""
+    shutil.copytree(base.directory, tmp_path / "base")
+    description = tokenizer_description()
+    model = cast(dict[str, Any], description["model"])
+    model["vocab"] = {**model["vocab"], "se": 256}
+    model["merges"] = [["s", "e"]]
+    (tmp_path / "base" / "tokenizer.json").write_text(json.dumps(description))
+    other = BaseModel.load(str(tmp_path / "base"))
+    assert not other.byte_level
+    assert encoder(other)(b"self.sets").tolist() == [256, *b"lf.", 256, *b"ts"]
+    ours, theirs = load_node_data("embedded:0/4", base), load_node_data("embedded:0/4", other)
+    assert int(theirs.train.max()) == 256 > int(ours.train.max())
+    assert theirs.digest != ours.digest
+
+
+def test_a_base_whose_tokenizer_cannot_be_read_says_so(base: BaseModel, tmp_path: Path) -> None:
+    shutil.copytree(base.directory, tmp_path / "base")
+    for path in (tmp_path / "base").glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ServiceError, match="cannot load the tokenizer"):
+        load_node_data("embedded:0/4", BaseModel.load(str(tmp_path / "base")))
