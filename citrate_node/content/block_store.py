@@ -226,7 +226,7 @@ class BlockStore:
         assert wanted is not None, "the walk is over"
         block = self.block(wanted.digest)
         try:
-            return block, walk.accept(block)
+            return block, walk.accept(block, hashed=True)
         except ValueError as error:  # the block is what its name says, and still no part of this file
             raise foreign_tree(wanted, error) from error
 
