@@ -209,7 +209,8 @@ def _domain_pool(domain: str, held_out: bool, encode: Encode, width: int, seed: 
     """All that may be trained on in a domain, or all that is held out, in the order of a seed."""
     rows = _domain_rows(domain, encode, width)
     rows = rows[held_out_mask(rows) == held_out]
-    return rows[_order(len(rows), domain, seed)]
+    ordered: Rows = rows[_order(len(rows), domain, seed)]
+    return ordered
 
 
 def _largest_remainder(shares: dict[str, float], total: int) -> dict[str, int]:
