@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -109,7 +110,26 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             first_block=place.created_block,
         )
         door.open(loop)
+        await _start_gateway(config, store, lambda digest: digest not in loop.withheld, stack, report)
         await loop.run(stop, _stored_events(database, store, place.network_id))
+
+
+async def _start_gateway(
+    config: NodeConfig,
+    store: EmbeddedStore,
+    may_serve: Callable[[bytes], bool],
+    stack: AsyncExitStack,
+    report: Report,
+) -> None:
+    """The trustless HTTP gateway on loopback, where the operator wants one."""
+    if config.gateway_port == 0:
+        return
+    from ..content.gateway import Gateway
+
+    gateway = Gateway(store, port=config.gateway_port, may_serve=may_serve)
+    await gateway.start()
+    stack.push_async_callback(gateway.stop)
+    report({"type": "gateway", "address": gateway.address})
 
 
 class _Door:

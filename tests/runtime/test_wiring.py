@@ -5,12 +5,15 @@ from __future__ import annotations
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import httpx
 import pytest
 from small_network import network
 
 from citrate_node.config import load_node_config
+from citrate_node.content.store import EmbeddedStore
 from citrate_node.errors import ConfigError
-from citrate_node.runtime.wiring import _start_worker
+from citrate_node.runtime.devnet_folder import free_ports
+from citrate_node.runtime.wiring import _start_gateway, _start_worker
 
 TOML = """
 [node]
@@ -33,6 +36,24 @@ async def test_another_base_model_than_the_adapter_s_is_refused_before_training_
     async with AsyncExitStack() as stack:
         with pytest.raises(ConfigError, match=rf"the adapter is for {state.base_model_id.hex()}"):
             await _start_worker(load_node_config(path), state, stack, lambda fact: None)
+
+
+async def test_a_gateway_serves_what_is_stored_and_not_what_is_withheld(tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    path = tmp_path / "node.toml"
+    path.write_text(TOML.format(adapter="ab" * 32, data="") + f"[content]\ngateway_port = {port}\n")
+    facts: list[dict[str, object]] = []
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(EmbeddedStore(tmp_path / "content"))
+        weights, delta = await store.put(b"weights"), await store.put(b"delta", ephemeral_checkpoint=1)
+        config = load_node_config(path)
+        await _start_gateway(config, store, lambda digest: digest != delta.digest, stack, facts.append)
+        address = facts[0]["address"]
+        async with httpx.AsyncClient() as client:
+            served = await client.get(f"{address}/ipfs/{weights.cid}?format=raw")
+            withheld = await client.get(f"{address}/ipfs/{delta.cid}?format=raw")
+    assert (served.status_code, served.content) == (200, b"weights")
+    assert withheld.status_code == 404
 
 
 async def test_a_node_without_data_starts_no_training_process(tmp_path: Path) -> None:
