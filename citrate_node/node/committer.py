@@ -121,7 +121,7 @@ class Committer:
         record_hash = content_id(body.record).digest
         record = core.pool.records[record_hash]
         slot = f"vote/{core.state.next_number}/{body.round}"
-        if record_hash in self.refused or slot in core.journal:
+        if record_hash in self.refused:
             return []
         if core.pool.missing_ids(record):
             return [CatchUp(core.state.next_number, frozenset(core.pool.by_id))]

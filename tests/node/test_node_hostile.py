@@ -39,7 +39,7 @@ from citrate_node.node import events as ev
 from citrate_node.node.state_machine import EARLY_MESSAGES_PER_NODE_MAX, Node
 from citrate_node.protocol.checkpoint import CheckpointRecord, Equivocation
 from citrate_node.protocol.content_id import ContentId, content_id
-from citrate_node.protocol.messages import Evaluation, Measurement, Message, Proposal, Vote
+from citrate_node.protocol.messages import KINDS, Evaluation, Measurement, Message, Proposal, Vote
 from citrate_node.protocol.rejection import Reason, Verdict
 from citrate_node.protocol.state_transition import CheckpointInputs, aggregate, process_checkpoint
 
@@ -103,6 +103,62 @@ def test_no_record_that_can_be_written_stops_a_node_or_gets_its_vote(changes: di
     assert of(act.Commit, published) == []
     machine.handle(ev.CheckpointCommitted(1, lie.hash, 111))
     assert machine.state.number == (1 if lie == RECORD else 0)
+
+
+def body_of(kind: type) -> st.SearchStrategy[Any]:
+    """A body of this kind by a registered node, of the right network, with whatever its fields may hold."""
+    keys, hashes = st.sampled_from([identity(i).node_key for i in range(4)]), IDS | st.just(RECORD.hash)
+    special: dict[str, st.SearchStrategy[Any]] = {
+        "network_id": st.just(STATE.network_id),
+        "author": keys,
+        "adapter_id": st.sampled_from([STATE.adapter_id, bytes(32)]),
+        "base_model_id": st.just(STATE.base_model_id),
+        "parent_weights_hash": st.just(STATE.weights_content.digest),
+        "manifest_hash": st.just(STATE.moving_manifest.hash),
+        "codec": st.sampled_from(["int8", "int4"]),
+        "checkpoint": st.integers(0, 5),
+        "target_checkpoint": st.integers(0, 5),
+        "round": st.integers(0, 3) | st.integers(0, 2**32 - 1),
+        "improvement_ppm": st.integers(-(2**63) + 1, 2**63 - 1),
+        "delta_hash": st.sampled_from(sorted(DELTAS)) | IDS,
+        "delta_size_bytes": st.integers(1, 2**34),
+        "record": st.just(RECORD.encode()) | st.binary(min_size=1, max_size=40),
+        "account_signature": st.binary(min_size=65, max_size=65),
+    }
+    counts = st.integers(0, 2**40)
+    fixed = {
+        field.name: special.get(field.name, counts if "examples" in field.name else hashes)
+        for field in fields(kind)
+    }
+    return st.builds(kind, **fixed)
+
+
+BODIES = st.one_of(*(body_of(kind) for kind in KINDS.values()))
+
+
+@settings(max_examples=150)
+@given(
+    st.lists(st.tuples(BODIES, st.integers(0, 3)), min_size=1, max_size=12), st.randoms(use_true_random=False)
+)
+def test_no_message_of_a_registered_node_stops_another(said: list[Any], random: Any) -> None:
+    """Any bodies in any order between honest messages, while blocks pass and deltas come or do not."""
+    machine = node(a_voter(STATE), STATE)
+    heard = [signed(number_of(body.author), body) for body in said]
+    honest = [*MESSAGES, proposal(STATE, RECORD), *(vote(STATE, i, RECORD, 0) for i in range(4))]
+    todo = [*heard, *random.sample(honest, k=len(honest) // 2)]
+    random.shuffle(todo)
+    block = 100
+    for message in todo:
+        tell(machine, message)
+        block += random.randrange(2)
+        head(machine, block)
+        give(machine, random.choice(list(DELTAS.values())))
+    for after in range(106, 114):
+        head(machine, max(block, after))
+    machine.handle(ev.CheckpointCommitted(1, RECORD.hash, 130))
+    files = (OUTCOME.state.file, OUTCOME.state.weights.encode())
+    machine.handle(ev.StateFetched(1, RECORD.encode(), *files))
+    assert machine.state == OUTCOME.state, "whatever was said, it follows the chain"
 
 
 def test_every_field_of_a_record_is_tried() -> None:

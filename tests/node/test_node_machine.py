@@ -440,6 +440,47 @@ def test_a_restarted_node_never_signs_two_things_for_one_slot() -> None:
     assert [p for p in published if isinstance(p.message.body, (Vote, MentorshipSignal))] == []
 
 
+def test_the_journal_refuses_another_thing_for_a_slot_and_lets_the_same_be_said_again() -> None:
+    """Killed between the journal and the message: the very same vote is signed again, no other one."""
+    state = network(4)
+    messages, outcome, deltas = whole(state)
+    voter = a_voter(state)
+    same = vote(state, voter, outcome.record, 0)
+    for written, wanted in ((same.id, [same]), (bytes(32), [])):
+        machine = node(voter, state, journal={"vote/1/0": written})
+        fill(machine, messages, deltas)
+        published = of(act.Publish, tell(machine, proposal(state, outcome.record)))
+        assert [p.message for p in published] == wanted
+
+
+def test_a_figure_that_was_signed_before_a_restart_is_not_signed_in_another_way() -> None:
+    state = network(4)
+    announced = signal(state, 1, delta(state, 1))
+    slots = {f"evaluation/1/{announced.id.hex()}": bytes(32), f"measurement/1/{'07' * 32}": bytes(32)}
+    machine = node(0, state, journal=slots)
+    tell(machine, announced)
+    head(machine, 104)
+    actions = machine.handle(ev.EvaluationFinished(1, {announced.id: (5, 5)}))
+    actions += machine.handle(ev.MeasurementFinished(1, bytes([7]) * 32, 5, 5))
+    assert of(act.Publish, actions) == []
+    assert of(act.Journal, actions) == []
+
+
+def test_votes_are_said_again_in_their_round_and_the_next_one() -> None:
+    """Rounds of three blocks from 109: later ones have votes of their own."""
+    state = network(4)
+    messages, outcome, deltas = whole(state)
+    voter = a_voter(state)
+    machine = node(voter, state)
+    fill(machine, messages, deltas)
+    mine = vote(state, voter, outcome.record, 0)
+    tell(machine, proposal(state, outcome.record))
+    said = {
+        block: mine in [p.message for p in of(act.Publish, head(machine, block))] for block in range(110, 121)
+    }
+    assert [block for block, again in said.items() if again] == [111, 113]
+
+
 def test_a_commit_of_a_record_that_was_computed_here_finalizes_it() -> None:
     state = network(4)
     messages, outcome, deltas = whole(state)
@@ -464,7 +505,9 @@ def test_a_commit_of_an_unknown_record_is_fetched_and_checked() -> None:
     assert (fetch.number, fetch.record_hash) == (1, outcome.record.hash)
     record, file = outcome.record.encode(), outcome.state.file
     weights = outcome.state.weights.encode()
+    other = process_checkpoint(state, NOTHING)  # whole and right in itself, and not what the chain names
     for wrong in (
+        ev.StateFetched(1, other.record.encode(), other.state.file, other.state.weights.encode()),
         ev.StateFetched(1, record[:-1] + b"\0", file, weights),
         ev.StateFetched(1, record, file + b"\0", weights),
         ev.StateFetched(1, record, file, state.weights.encode()),
