@@ -217,7 +217,13 @@ def verify(store: Path = STORE, json_lines: bool = JSON) -> None:
     with _open(store, read_only=True) as opened:
         report = opened.verify()
     for damage in report.damaged:
-        _say(json_lines, f"damaged {damage.cid}: {damage.reason}", type="damaged", cid=damage.cid)
+        _say(
+            json_lines,
+            f"damaged {damage.cid}: {damage.reason}",
+            type="damaged",
+            cid=damage.cid,
+            reason=damage.reason,
+        )
     _say(
         json_lines,
         f"{report.contents} contents, {report.bytes_read:,} bytes read",
