@@ -74,6 +74,7 @@ class StoreFolder:
         if read_regular(self.path / "format", 100) is None:
             os.replace(write_temporary(self.incoming, FORMAT), self.path / "format")
             sync_folder(self.path)
+            sync_folder(self.path.parent)
 
     def assembled_path(self, content: ContentId) -> Path:
         return self.assembled / content.cid_bytes.hex()
