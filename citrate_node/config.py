@@ -20,7 +20,7 @@ def load_preset(name_or_path: str) -> Preset:
 
     Raises ConfigError for a name that does not exist, PresetError for numbers that cannot hold together.
     """
-    if name_or_path.endswith(".toml") or "/" in name_or_path:
+    if _is_path(name_or_path):
         return preset_from(read_toml(Path(name_or_path)))
     source = resources.files("citrate_node") / "presets" / f"{name_or_path}.toml"
     if not source.is_file():
@@ -33,6 +33,10 @@ def load_preset(name_or_path: str) -> Preset:
             f"there is no preset {name_or_path!r}\n  choose one of {', '.join(names)}, or give a .toml file"
         )
     return preset_from(tomllib.loads(source.read_text()))
+
+
+def _is_path(name_or_path: str) -> bool:
+    return name_or_path.endswith(".toml") or "/" in name_or_path
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -115,6 +119,8 @@ def load_node_config(path: Path) -> NodeConfig:
             raise ConfigError(f"{path}: unknown table [{table}]\n  known are {', '.join(_NODE_KEYS)}")
     for table, keys in _NODE_KEYS.items():
         given = raw.get(table, {})
+        if not isinstance(given, dict):
+            raise ConfigError(f"{path}: {table} must be a table, [{table}]")
         for key in given:
             if key not in keys:
                 raise ConfigError(f"{path}: unknown key {table}.{key}\n  known are {', '.join(keys)}")
@@ -132,7 +138,7 @@ def load_node_config(path: Path) -> NodeConfig:
     return NodeConfig(
         folder=folder,
         name=values["name"],
-        preset=values["preset"] if "/" not in values["preset"] else str(folder / values["preset"]),
+        preset=str(folder / values["preset"]) if _is_path(values["preset"]) else values["preset"],
         node_seed_file=folder / values["node_seed_file"],
         account_key_file=folder / values["account_key_file"],
         account_password_file=_optional(folder, values["account_password_file"]),

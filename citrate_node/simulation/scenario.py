@@ -15,6 +15,7 @@ from typing import Any
 
 from ..config import load_preset, read_toml
 from ..errors import ConfigError
+from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions
 
@@ -81,15 +82,19 @@ def load_scenario(path: Path, seed: int) -> Scenario:
     nodes = values["nodes"]
     if not 2 <= nodes <= 10_000:
         raise ConfigError(f"{path}: nodes is {nodes}, must lie between 2 and 10,000")
+    _check_ranges(path, values)
     for key in _DISHONEST:
-        if not all(type(i) is int and 0 <= i < nodes for i in values[key]):
-            raise ConfigError(f"{path}: {key} must be node numbers from 0 to {nodes - 1}")
+        _check_nodes(path, key, values[key], nodes)
+    for crash in _tables(path, "crashes", values["crashes"], ("node", "at_ms", "until_ms")):
+        _check_nodes(path, "crashes", [crash["node"]], nodes)
+    for cut in _tables(path, "partitions", values["partitions"], ("nodes", "at_ms", "until_ms")):
+        _check_nodes(path, "partitions", cut["nodes"], nodes)
     dishonest: dict[str, Any] = {key: frozenset(values[key]) for key in _DISHONEST}
     options = ClusterOptions(
         preset=load_preset(values["preset"]),
         nodes=nodes,
         seed=seed,
-        latency_ms=(values["latency_ms"][0], values["latency_ms"][1]),
+        latency_ms=tuple(values["latency_ms"]),
         loss_ppm=values["loss_ppm"],
         duplicate_ppm=values["duplicate_ppm"],
         faults_end_ms=None if values["faults_end_ms"] < 0 else values["faults_end_ms"],
@@ -105,6 +110,41 @@ def load_scenario(path: Path, seed: int) -> Scenario:
         tuple((c["node"], c["at_ms"], c["until_ms"]) for c in values["crashes"]),
         tuple((p["at_ms"], p["until_ms"], frozenset(p["nodes"])) for p in values["partitions"]),
     )
+
+
+def _check_ranges(path: Path, values: dict[str, Any]) -> None:
+    latency = values["latency_ms"]
+    rules = [
+        ("checkpoints", 1 <= values["checkpoints"] <= 100_000, "must lie between 1 and 100,000"),
+        ("within_ms", values["within_ms"] >= 1, "must be at least 1"),
+        ("loss_ppm", 0 <= values["loss_ppm"] < ONE_PPM, "must lie between 0 and 999,999"),
+        ("duplicate_ppm", 0 <= values["duplicate_ppm"] <= ONE_PPM, "must lie between 0 and 1,000,000"),
+        ("spread", 0.0 <= values["spread"] <= 100.0, "must lie between 0 and 100"),
+        (
+            "latency_ms",
+            len(latency) == 2 and all(type(ms) is int for ms in latency) and 0 <= latency[0] <= latency[1],
+            "must be two whole numbers, the least and the most",
+        ),
+    ]
+    for name, holds, text in rules:
+        if not holds:
+            raise ConfigError(f"{path}: {name} {text}")
+
+
+def _check_nodes(path: Path, key: str, numbers: Any, nodes: int) -> None:
+    if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < nodes for i in numbers):
+        raise ConfigError(f"{path}: {key} must be node numbers from 0 to {nodes - 1}")
+
+
+def _tables(path: Path, key: str, rows: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The rows of `crashes` or `partitions`, each with exactly these keys and a time that runs forwards."""
+    for row in rows:
+        if not isinstance(row, dict) or set(row) != set(names):
+            raise ConfigError(f"{path}: each of {key} must have {', '.join(names)}")
+        at_ms, until_ms = row["at_ms"], row["until_ms"]
+        if type(at_ms) is not int or type(until_ms) is not int or not 0 <= at_ms < until_ms:
+            raise ConfigError(f"{path}: {key}: at_ms must lie before until_ms")
+    return rows
 
 
 def run_scenario(

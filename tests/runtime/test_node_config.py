@@ -1,5 +1,6 @@
 """node.toml and presets: an unknown or impossible key is named, nothing is guessed."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -48,11 +49,20 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
         (("0x{adapter}", "0x12"), "chain.adapter_id must be 0x and 64 hex digits"),
         (("[chain]", "[network]\npeers = ['/ip4/127.0.0.1/tcp/1']\n[chain]"), "network.peers must be"),
         (("[chain]", "[chain"), "is not TOML"),
+        (("[training]", "[[training]]"), r"training must be a table, \[training\]"),
     ],
 )
 def test_what_cannot_be_right_is_named(tmp_path: Path, change: tuple[str, str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_node_config(write(tmp_path, GOOD.replace(*change)))
+
+
+def test_a_preset_in_the_folder_of_the_file_is_found_from_anywhere(tmp_path: Path) -> None:
+    """With and without a slash: relative paths start at the file, names do not."""
+    for written, meant in (("mine.toml", tmp_path / "mine.toml"), ("./a/b.toml", tmp_path / "a/b.toml")):
+        config = load_node_config(write(tmp_path, re.sub('preset = ".*"', f'preset = "{written}"', GOOD)))
+        assert config.preset == str(meant)
+    assert load_node_config(write(tmp_path, GOOD)).preset in ("devnet", "minimal")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

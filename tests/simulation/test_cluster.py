@@ -207,6 +207,18 @@ def test_every_scenario_runs_and_is_repeatable(path: Path) -> None:
         ("nodes = 1", "nodes is 1, must lie between"),
         ("nodes = '4'", "nodes must be a int"),
         ("liars = [9]", "liars must be node numbers from 0 to 3"),
+        ("liars = [true]", "liars must be node numbers"),
+        ("checkpoints = 0", "checkpoints must lie between 1"),
+        ("loss_ppm = 1_000_000", "loss_ppm must lie between 0 and 999,999"),
+        ("spread = nan", "spread must lie between"),
+        ("latency_ms = [5]", "latency_ms must be two whole numbers"),
+        ("latency_ms = [9, 5]", "latency_ms must be two whole numbers"),
+        ("crashes = [{ node = 1, at_ms = 5 }]", "each of crashes must have node, at_ms, until_ms"),
+        ("crashes = [{ node = 4, at_ms = 5, until_ms = 6 }]", "crashes must be node numbers from 0 to 3"),
+        ("crashes = [7]", "each of crashes must have"),
+        ("partitions = [{ nodes = 1, at_ms = 1, until_ms = 2 }]", "partitions must be node numbers"),
+        ("partitions = [{ nodes = [1], at_ms = 3, until_ms = 2 }]", "at_ms must lie before until_ms"),
+        ("preset = 'tiny'", "there is no preset 'tiny'"),
     ],
 )
 def test_a_scenario_that_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> None:
