@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from citrate_node.training import worker_pipe
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.data import NodeData, load_node_data
 from citrate_node.training.initial import Tensors
@@ -12,6 +15,14 @@ from citrate_node.training.settings import LoraSettings, TrainSettings
 
 SMALL = LoraSettings(rank=2, alpha=4)
 SHORT = TrainSettings(steps=3, batch_sequences=4, sequence_bytes=64, learning_rate=0.02)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_giving_way() -> Iterator[None]:
+    """Training processes give way to others; on a busy machine tests would wait for them for minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker_pipe, "NICENESS", 0)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +37,7 @@ def trainer(base: BaseModel) -> LoraTrainer:
 
 @pytest.fixture(scope="session")
 def node_data(base: BaseModel) -> NodeData:
-    return load_node_data("embedded:1/4?bytes=8192", base, sequence_bytes=64)
+    return load_node_data("embedded:1/4?bytes=8192&held_out=2048", base, sequence_bytes=64)
 
 
 @pytest.fixture(scope="session")

@@ -41,6 +41,22 @@ def test_training_learns(trainer: LoraTrainer, node_data: NodeData, first_weight
     before = trainer.loss(None, node_data.held_out).loss
     after = trainer.loss(result.weights, node_data.held_out).loss
     assert after < 0.98 * before
+    assert (
+        trainer.loss(result.weights, node_data.train).loss < 0.98 * trainer.loss(None, node_data.train).loss
+    )
+
+
+def test_reported_losses_are_those_of_the_batches(
+    trainer: LoraTrainer, node_data: NodeData, first_weights: Tensors
+) -> None:
+    """One batch of everything: the first loss is the start's, the last one that before the last step."""
+    rows = node_data.train[:8]
+    settings = dataclasses.replace(SHORT, batch_sequences=8)
+    shorter = dataclasses.replace(settings, steps=2)
+    result = trainer.train(first_weights, rows, settings, moving="lora_B", seed=1)
+    before_last = trainer.train(first_weights, rows, shorter, moving="lora_B", seed=1).weights
+    assert result.loss_before == pytest.approx(trainer.loss(None, rows).loss, rel=1e-5)
+    assert result.loss_after == pytest.approx(trainer.loss(before_last, rows).loss, rel=1e-5)
     assert result.loss_after < result.loss_before
 
 

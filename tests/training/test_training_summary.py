@@ -13,7 +13,7 @@ from citrate_node.training.initial import Tensors
 from citrate_node.training.lora import LoraTrainer
 from citrate_node.training.summary import summarize
 
-SOURCES = ["embedded:0/2?bytes=8192", "embedded:1/2?bytes=8192"]
+SOURCES = ["embedded:0/2?bytes=8192&held_out=1024", "embedded:1/2?bytes=8192&held_out=1024"]
 
 
 @pytest.fixture(autouse=True)
@@ -71,4 +71,14 @@ def test_what_the_progress_callback_raises_ends_the_work(
         raise InterruptedError("enough")
 
     with pytest.raises(InterruptedError, match="enough"):
-        summarize(base, SMALL, SHORT, SOURCES, first_weights, trained_weights, ["lora_B"], on_progress=stop)
+        summarize(
+            base,
+            SMALL,
+            SHORT,
+            SOURCES,
+            first_weights,
+            trained_weights,
+            ["lora_B"],
+            on_progress=stop,
+            threads=1,
+        )

@@ -23,7 +23,7 @@ from citrate_node.training.lora import LoraTrainer
 from citrate_node.training.settings import TrainSettings
 from citrate_node.training.worker import TrainingWorker, WorkerFacts, improvement_ppm
 
-SOURCE = "embedded:1/4?bytes=8192"
+SOURCE = "embedded:1/4?bytes=8192&held_out=2048"
 LONG = TrainSettings(steps=100_000, batch_sequences=2, sequence_bytes=64, learning_rate=0.001)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
