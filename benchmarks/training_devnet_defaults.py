@@ -8,6 +8,7 @@ eight domains, the worst domain, general text (forgetting).
     python benchmarks/training_devnet_defaults.py                          the settings that were compared
     python benchmarks/training_devnet_defaults.py --nodes 8 --checkpoints 10 --trial freeze_a,0.02,8,8
     ... --out benchmarks/results/training_devnet_defaults.json             add the rows to a file
+    ... --table benchmarks/results/training_devnet_defaults.json           print such a file as a table
 """
 
 from __future__ import annotations
@@ -127,6 +128,30 @@ class Scene:
         return self.trainer.loss(weights, rows, sequences_max=64).loss
 
 
+def table(path: Path) -> str:
+    """The rows of a result file in Markdown: one scene after the other, losses in nats per byte."""
+    lines: list[str] = []
+    scene = ""
+    for row in json.loads(path.read_text()):
+        here = f"{row['nodes']} nodes, {row['checkpoints']} checkpoints, alpha {row['alpha']}, "
+        here += f"{row['bytes']} bytes per node, data seed {row['seed']}, rank {row['rank']}"
+        if here != scene:
+            scene = here
+            lines += [
+                "",
+                scene,
+                "",
+                "| setting | weights | " + " | ".join(FIGURES) + " |",
+                "|---|---|---|---|---|---|",
+            ]
+            lines.append("| | base | " + " | ".join(f"{row['base'][f]:.3f}" for f in FIGURES) + " |")
+        rate = f"{row['rate']:g}" + (f" (A {row['rate_a']:g})" if row["rate_a"] else "")
+        name = f"{row['method']}, rate {rate}, {row['steps']} steps of {row['batch']}"
+        for kind in ("isolated", "mentored"):
+            lines.append(f"| {name} | {kind} | " + " | ".join(f"{row[kind][f]:.3f}" for f in FIGURES) + " |")
+    return "\n".join(lines).strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -140,7 +165,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--trial", action="append", type=Trial.parse, help=Trial.parse.__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path)
     choices = parser.parse_args()
+    if choices.table is not None:
+        print(table(choices.table))
+        return
     scene = Scene(choices.nodes, choices.alpha, choices.bytes, choices.seed, choices.rank, choices.threads)
     keys = ("nodes", "checkpoints", "alpha", "bytes", "seed", "rank")
     setting = {key: getattr(choices, key) for key in keys}
