@@ -132,6 +132,8 @@ class MainLoop:
         self._answers: dict[int, asyncio.Future[tuple[Message, ...]]] = {}
         self._next_request = 0
         self._tasks: asyncio.TaskGroup
+        self.is_restored = False
+        """Whether the stored messages have been read back: before, nobody knows which deltas are withheld."""
         self.withheld: frozenset[bytes] = node.withheld()
         """Digests that the blob service refuses at the moment; replaced as a whole, read from its thread."""
 
@@ -142,6 +144,7 @@ class MainLoop:
                 self._tasks = tasks
                 for event in stored:
                     await self._handle(event)
+                self.is_restored = True
                 running = [
                     tasks.create_task(self._consume()),
                     tasks.create_task(self._receive()),

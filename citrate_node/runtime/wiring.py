@@ -110,7 +110,9 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             first_block=place.created_block,
         )
         door.open(loop)
-        await _start_gateway(config, store, lambda digest: digest not in loop.withheld, stack, report)
+        await _start_gateway(
+            config, store, lambda digest: loop.is_restored and digest not in loop.withheld, stack, report
+        )
         await loop.run(stop, _stored_events(database, store, place.network_id))
 
 
@@ -146,8 +148,9 @@ class _Door:
         """Runs in the network's worker threads."""
         content = ContentId(digest, size_bytes)
         blocking = self._store.blocking
-        if self._loop is None and blocking.ephemeral_checkpoint_of(content) is not None:
-            return BlobStatus.BUSY  # a delta: whether it may be served, only the loop knows
+        restored = self._loop is not None and self._loop.is_restored
+        if not restored and blocking.ephemeral_checkpoint_of(content) is not None:
+            return BlobStatus.BUSY  # a delta: whether it may be served, only the restored loop knows
         if self._loop is not None and digest in self._loop.withheld:
             return BlobStatus.WITHHELD
         return blocking.open_path(content) if blocking.has(content) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -12,8 +13,9 @@ from small_network import network
 from citrate_node.config import load_node_config
 from citrate_node.content.store import EmbeddedStore
 from citrate_node.errors import ConfigError
+from citrate_node.network.settings import BlobStatus
 from citrate_node.runtime.devnet_folder import free_ports
-from citrate_node.runtime.wiring import _start_gateway, _start_worker
+from citrate_node.runtime.wiring import _Door, _start_gateway, _start_worker
 
 TOML = """
 [node]
@@ -61,3 +63,23 @@ async def test_a_node_without_data_starts_no_training_process(tmp_path: Path) ->
     path.write_text(TOML.format(adapter="ab" * 32, data=""))
     async with AsyncExitStack() as stack:
         assert await _start_worker(load_node_config(path), network(4), stack, lambda fact: None) is None
+
+
+async def test_a_restarted_node_serves_no_delta_before_it_has_read_its_messages_back(tmp_path: Path) -> None:
+    """Until then it does not know that its own delta is withheld. Weights are served from the start."""
+    async with EmbeddedStore(tmp_path / "content") as store:
+        weights, delta = await store.put(b"weights"), await store.put(b"delta", ephemeral_checkpoint=1)
+        door = _Door(store)
+        loop = SimpleNamespace(is_restored=False, withheld=frozenset())
+        seen = []
+        for step in ("starting", "reading back", "restored", "withheld"):
+            if step == "reading back":
+                door.open(loop)  # type: ignore[arg-type]
+            elif step == "restored":
+                loop.is_restored = True
+            elif step == "withheld":
+                loop.withheld = frozenset({delta.digest})
+            assert isinstance(door.find_blob(weights.digest, weights.size_bytes), Path)
+            found = door.find_blob(delta.digest, delta.size_bytes)
+            seen.append("served" if isinstance(found, Path) else found)
+    assert seen == [BlobStatus.BUSY, BlobStatus.BUSY, "served", BlobStatus.WITHHELD]
