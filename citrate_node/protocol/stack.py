@@ -264,7 +264,3 @@ def _result(
         left = np.pad(left, ((0, 0), (0, missing)))
         right = np.pad(right, ((0, missing), (0, 0)))
     return Recompressed(right, left, error, norm, path)
-
-
-def _zero(out_features: int, in_features: int, rank: int, path: Path) -> Recompressed:
-    return Recompressed(np.zeros((rank, in_features)), np.zeros((out_features, rank)), 0.0, 0.0, path)
