@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := node_modules/.package-lock.json
 
-.PHONY: devnet test test-slow test-pythons check lint types contracts lock clean setup
+.PHONY: devnet test test-slow test-random test-pythons check lint types contracts lock clean setup
 
 devnet: setup
 	$(BIN)/citrate devnet up
@@ -15,6 +15,10 @@ test: setup
 # Soak, large simulations, conformance with other implementations, kill loops.
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# The property tests with examples that no run has tried yet.
+test-random: setup
+	$(BIN)/pytest --hypothesis-profile=random tests/protocol tests/node tests/content
 
 # protocol/, node/ and simulation/ on Python 3.12 and 3.13, without torch.
 test-pythons:

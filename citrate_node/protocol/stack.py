@@ -36,6 +36,9 @@ CHOLESKY_ERROR_MAX = 1e-9
 LOSS_MAX = 1e-6
 """If what is dropped could be more than this part of the product, QR is used instead of Gram matrices."""
 
+ERROR_MIN = 1e-3
+"""A Gram matrix holds squares, known to CHOLESKY_ERROR_MAX: an error below this part of the norm needs QR."""
+
 ROWS = 512
 """Rows brought to float64 at a time."""
 
@@ -79,7 +82,8 @@ def recompress(
     """Factors of `rank` whose product is closest to lora_b @ lora_a.
 
     lora_b (out_features, n), lora_a (n, in_features), any float type. path: how, chosen by n if None.
-    Error: that of the dense singular value decomposition; within a factor of 1 + 1e-5 on the random path.
+    Error: that of the dense singular value decomposition; on the random path within a factor
+    of 1 + 1e-5, and float32 rounding of the terms whose sum the product is, which shows where they cancel.
     Cost: O((out + in) * n**2 + n**3), on the random path O((out + in) * n * rank).
     Source: Gram matrices as in FLoRA's stacking, Wang et al. 2024, arXiv:2409.05976, section 3; the random
     subspace is Halko, Martinsson and Tropp 2011, arXiv:0909.4061, algorithm 4.4.
@@ -149,6 +153,8 @@ def _by_gram(lora_b: npt.NDArray[Any], lora_a: npt.NDArray[Any], rank: int) -> R
     if found is None:
         return None
     onto, back, error, norm = found
+    if 0 < error < ERROR_MIN * norm:
+        return None
     left, right = _times(lora_b, up[:, None] * onto), _times(lora_a.T, (back * down).T)
     return _result(left, right.T, rank, error, norm, "gram")
 

@@ -43,8 +43,10 @@ def test_error_is_that_of_the_dense_decomposition(path, seed, shape, decay, rank
     result = recompress(lora_b, lora_a, rank, path)
     norm = np.linalg.norm(product)
     actual = np.linalg.norm(product - result.lora_b @ result.lora_a)
-    tolerance = 2e-5 if path == "random" else 2e-6
-    assert actual <= dense_error(product, rank) + tolerance * norm
+    # the random path multiplies in float32: where the terms of B A cancel, their rounding remains
+    terms = np.linalg.norm(np.abs(lora_b) @ np.abs(lora_a))
+    tolerance = 2e-5 * norm + 2**-20 * terms if path == "random" else 2e-6 * norm
+    assert actual <= dense_error(product, rank) + tolerance
     assert result.lora_b.shape == (shape[0], rank)
     assert result.lora_a.shape == (rank, shape[1])
     if path != "random":
