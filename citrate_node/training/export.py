@@ -1,19 +1,17 @@
 """An adapter as a PEFT folder: what any other tool loads, and what says where it came from.
 
     adapter_config.json         PEFT's own, as its LoraConfig writes it
-    adapter_model.safetensors   the weights dictionary, float32
-    provenance.json             base, licence, data digest, method, settings, seed, steps, evaluation
-    README.md                   an adapter card with Hugging Face front matter
+    adapter_model.safetensors   the weights, float32, in the network's spelling
+    provenance.json             where it came from, for machines (provenance.py)
+    README.md                   the adapter card, with Hugging Face front matter (card.py)
 
 peft.PeftModel.from_pretrained(base, folder) gives the logits the network measured. Called by cli/.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,41 +21,25 @@ import numpy as np
 import numpy.typing as npt
 
 from citrate_node.errors import ConfigError
+from citrate_node.protocol.adapter import AdapterConfig, from_tensors
+from citrate_node.protocol.content_id import content_id
 from citrate_node.training.base_model import BaseModel
+from citrate_node.training.card import write_card
 from citrate_node.training.initial import Tensors
+from citrate_node.training.provenance import (
+    BaseFacts,
+    EvaluationFacts,
+    Provenance,
+    TrainingFacts,
+    WeightsFacts,
+    read_provenance,
+    write_provenance,
+    write_whole,
+)
 from citrate_node.training.settings import LoraSettings
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
-PROVENANCE_FILE = "provenance.json"
-CARD_FILE = "README.md"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Provenance:
-    """Where an adapter came from. What is not known stays None and is written so."""
-
-    method: str
-    """How its factors were trained and joined: "freeze_a", "alternate", "factor_mean", "stack" or "local"."""
-
-    data_digests: tuple[str, ...] = ()
-    """Hex digests of the data it learnt from, one per node that said so."""
-
-    seed: str | None = None
-    """Hex of the public seed of the initial weights."""
-
-    checkpoints: int | None = None
-
-    steps: int | None = None
-    """Training steps per node and checkpoint."""
-
-    instruction_set: str | None = None
-
-    evaluation: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Figure by name, such as "improvement_ppm" or "loss_general"; losses in nats per token."""
-
-    parents: tuple[str, ...] = ()
-    """Content ids of the versions it was made from."""
 
 
 def export_adapter(
@@ -65,14 +47,16 @@ def export_adapter(
     base: BaseModel,
     settings: LoraSettings,
     weights: Mapping[str, npt.NDArray[np.float32]],
-    provenance: Provenance,
-) -> Path:
-    """Write the folder. Raises ValueError for weights that are not the tensors of these settings.
+    training: TrainingFacts,
+    evaluations: tuple[EvaluationFacts, ...] = (),
+) -> Provenance:
+    """Write the folder, and return what its provenance.json says.
 
-    The weights file appears last and whole: a folder that has it is complete.
+    The weights are rounded onto the network's grid of 2**-24 and written in its one spelling, so that the
+    file is the one whose hash goes on chain: error at most 2**-25 per value below 1, none above.
+    Raises ValueError for weights that are not the tensors of these settings, FormatError for NaN, infinity
+    or a value of 128 and more. The weights file appears last and whole: a folder that has it is complete.
     """
-    from safetensors.numpy import save
-
     expected = base.tensor_shapes(settings)
     found = {name: array.shape for name, array in weights.items()}
     if found != expected:
@@ -80,18 +64,34 @@ def export_adapter(
         raise ValueError(
             f"{odd[0]} has shape {found.get(odd[0])}, these settings want {expected.get(odd[0])}"
         )
-    tensors = {name: np.ascontiguousarray(weights[name], dtype=np.float32) for name in sorted(weights)}
-    content = save(tensors, metadata={"format": "pt"})
-
+    targets = tuple(sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights}))
+    config = AdapterConfig(base.base_model_id, settings.rank, settings.alpha, targets)
+    content = from_tensors(config, weights).encode()
+    provenance = Provenance(
+        base=BaseFacts(_public_name(base), base.base_model_id.hex(), base.licence),
+        weights=weights_facts(config, content),
+        training=training,
+        evaluations=evaluations,
+        licence=base.licence,
+    )
     directory.mkdir(parents=True, exist_ok=True)
-    (directory / CONFIG_FILE).write_text(_config_text(base, settings, tensors), encoding="utf-8")
-    facts = _facts(base, settings, provenance, content)
-    (directory / PROVENANCE_FILE).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    (directory / CARD_FILE).write_text(_card(facts), encoding="utf-8")
-    whole = directory / (WEIGHTS_FILE + ".part")
-    whole.write_bytes(content)
-    os.replace(whole, directory / WEIGHTS_FILE)
-    return directory
+    write_whole(directory / CONFIG_FILE, _config_text(base, settings, targets).encode())
+    write_provenance(directory, provenance)
+    write_card(directory, provenance)
+    write_whole(directory / WEIGHTS_FILE, content)
+    return provenance
+
+
+def weights_facts(config: AdapterConfig, content: bytes) -> WeightsFacts:
+    """What provenance says of a weights file in the network's spelling."""
+    return WeightsFacts(
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
+        rank=config.rank,
+        alpha=config.alpha,
+        targets=config.targets,
+        cid=content_id(content).cid,
+    )
 
 
 def import_adapter(directory: Path, base: BaseModel) -> tuple[LoraSettings, Tensors]:
@@ -127,7 +127,7 @@ def import_adapter(directory: Path, base: BaseModel) -> tuple[LoraSettings, Tens
     return settings, {name: weights[name].astype(np.float32) for name in sorted(weights)}
 
 
-def _config_text(base: BaseModel, settings: LoraSettings, weights: Tensors) -> str:
+def _config_text(base: BaseModel, settings: LoraSettings, targets: tuple[str, ...]) -> str:
     """adapter_config.json as PEFT writes it, with the module names spelt out and everything sorted."""
     from citrate_node.training.lora import peft_config
 
@@ -136,43 +136,14 @@ def _config_text(base: BaseModel, settings: LoraSettings, weights: Tensors) -> s
         config = peft_config(base, settings).to_dict()
     config["base_model_name_or_path"] = base.name
     config["inference_mode"] = True  # a finished adapter: PEFT loads it frozen unless told otherwise
-    config["target_modules"] = sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights})
+    config["target_modules"] = list(targets)
     return json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n"
 
 
-def _facts(base: BaseModel, settings: LoraSettings, provenance: Provenance, content: bytes) -> dict[str, Any]:
-    targets = settings.targets if isinstance(settings.targets, str) else list(settings.targets)
-    return {
-        "base_model": base.name,
-        "base_model_id": base.base_model_id.hex(),
-        "base_licence": base.licence,
-        "rank": settings.rank,
-        "alpha": settings.alpha,
-        "targets": targets,
-        "weights_sha256": hashlib.sha256(content).hexdigest(),
-        **dataclasses.asdict(provenance),
-    }
-
-
-def _card(facts: Mapping[str, Any]) -> str:
-    rows = [
-        "---",
-        f"base_model: {json.dumps(facts['base_model'])}",
-        "library_name: peft",
-        f"license: {facts['base_licence']}",
-        "tags: [lora, citrate]",
-        "---",
-        "# LoRA adapter",
-        "",
-        f"Rank {facts['rank']}, alpha {facts['alpha']}, targets {facts['targets']}, "
-        f"for base model `{facts['base_model_id']}`.",
-        f"Method: {facts['method']}. The licence is the base model's; the data may ask for more.",
-        "",
-    ]
-    rows += [f"- {name}: {value}" for name, value in facts["evaluation"].items()]
-    return "\n".join(
-        [*rows, "", f"Weights sha256 `{facts['weights_sha256']}`; all facts in {PROVENANCE_FILE}.", ""]
-    )
+def _public_name(base: BaseModel) -> str:
+    """A folder's path says nothing to others, and may say too much: its last part does."""
+    name = base.name
+    return Path(name).name if name.startswith((".", "/", "~")) or name.count("/") > 1 else name
 
 
 def _require_plain_lora(directory: Path, config: Any) -> None:
@@ -192,15 +163,11 @@ def _require_plain_lora(directory: Path, config: Any) -> None:
 
 
 def _require_same_base(directory: Path, base: BaseModel) -> None:
-    path = directory / PROVENANCE_FILE
-    if not path.is_file():
+    provenance = read_provenance(directory)
+    if provenance is None:
         return  # another tool's adapter: its tensors alone can say whether it fits
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_id")
-    except (ValueError, AttributeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from error
-    if named != base.base_model_id.hex():
+    if provenance.base.base_model_id != base.base_model_id.hex():
         raise ConfigError(
-            f"adapter in {directory} was made on base model {named}, this one is {base.base_model_id.hex()}\n"
-            "  load the base that the adapter names"
+            f"adapter in {directory} was made on base model {provenance.base.base_model_id}, "
+            f"this one is {base.base_model_id.hex()}\n  load the base that the adapter names"
         )
