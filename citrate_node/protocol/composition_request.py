@@ -128,7 +128,7 @@ def _certified(state: NetworkState, composition: MeasuredComposition) -> Recorde
         if body.author in authors:
             raise reject(Reason.EQUIVOCATION, f"two measurements by {body.author[:8].hex()}")
         authors.add(body.author)
-        values.append((body.improvement_ppm, state.reputation_of(body.author)))
+        values.append((body.improvement_ppm, state.voice_of(body.author)))
     accuracy = weighted_median(values)
     if accuracy is None or not has_measured_quorum(state, authors):
         raise _unmeasured(request, len(authors))

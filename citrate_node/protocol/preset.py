@@ -16,6 +16,8 @@ from .aggregation import WEIGHT_SUM
 from .codecs import codec
 from .encoding import digest, encode
 from .methods import METHODS
+from .outer_step import RATE_BITS, OuterStep
+from .rules import COORDINATE_RULES, MIXED, RULES
 
 ONE_PPM = 1_000_000
 """A whole, in parts per million."""
@@ -33,6 +35,19 @@ class Preset:
     """Which factors train in a checkpoint, and how they are averaged (methods.py)."""
     codec: str
     """How a delta is quantized (codecs/)."""
+
+    aggregation_rule: str
+    """What becomes of the deltas that helped (rules.py)."""
+    dishonest_share_ppm: int
+    """Part of the deltas in one average that a robust rule reckons with as dishonest; below a half."""
+    outer_rate_ppm: int
+    """Part of the average that moves the weights (outer_step.py); 1,000,000 is the average itself."""
+    outer_momentum_ppm: int
+    """Part of the outer momentum that stays from checkpoint to checkpoint; 0 is without momentum."""
+    copy_cosine_ppm: int
+    """Updates with at least this cosine are copies of one another, and count once (copies.py)."""
+    accuracy_drop_ppm_max: int
+    """A result measured worse than the one before by more than this is not promoted."""
 
     signal_deadline_blocks: int
     """Mentors may publish during these first blocks after the previous commit."""
@@ -78,6 +93,13 @@ class Preset:
     """Part of the way towards a better score that one checkpoint moves a reputation."""
     reputation_loss_ppm: int
     """The same towards a worse score: larger, trust is lost faster than it is won."""
+    harm_deviations: int
+    """A negative score costs reputation when it is this many median deviations below the median score; an
+    evaluation costs credibility when it is this many median distances from the score."""
+    credibility_initial_ppm: int
+    """Where an evaluator starts. Credibility moves by reputation_gain_ppm and reputation_loss_ppm."""
+    credibility_evaluations_min: int
+    """Only signals with this many evaluations say who of them was near: fewer have no majority."""
     share_cap_ppm: int
     """No node has more than this share of one average (unless there are too few signals for it)."""
     examples_full: int
@@ -104,6 +126,16 @@ class Preset:
             raise PresetError(
                 f"preset {self.name}: method stack is floating point and gives machines different bytes; "
                 "it is for composition and comparison, not for a network"
+            )
+        if self.aggregation_rule not in RULES:
+            raise PresetError(
+                f"preset {self.name}: aggregation_rule is {self.aggregation_rule!r}, must be one of "
+                f"{', '.join(RULES)}"
+            )
+        if self.codec.startswith("topk") and self.aggregation_rule.removeprefix(MIXED) in COORDINATE_RULES:
+            raise PresetError(
+                f"preset {self.name}: aggregation_rule {self.aggregation_rule} does not go with codec "
+                f"{self.codec}: where fewer than half have sent a value, the middle one is zero"
             )
         try:
             codec(self.codec)
@@ -143,6 +175,23 @@ class Preset:
                 1 <= self.committee_size <= 256,
                 "committee_size must lie between 1 and 256 (the contract's bitmap)",
             ),
+            (
+                self.dishonest_share_ppm < ONE_PPM // 2,
+                "dishonest_share_ppm must be below 500,000: no rule stands a dishonest majority",
+            ),
+            (
+                0 < self.outer_rate_ppm <= 2 * ONE_PPM,
+                "outer_rate_ppm must lie between 1 and 2,000,000",
+            ),
+            (self.outer_momentum_ppm < ONE_PPM, "outer_momentum_ppm must be below 1,000,000"),
+            (
+                ONE_PPM // 2 <= self.copy_cosine_ppm <= ONE_PPM,
+                "copy_cosine_ppm must lie between 500,000 and 1,000,000",
+            ),
+            (
+                self.accuracy_drop_ppm_max <= ONE_PPM,
+                "accuracy_drop_ppm_max must be at most 1,000,000",
+            ),
             (1 <= self.rank_max <= 64, "rank_max must lie between 1 and 64 (the contract's bound)"),
             (
                 self._ids_in_record() <= RECORD_IDS_MAX,
@@ -168,6 +217,12 @@ class Preset:
                 0 < self.reputation_gain_ppm <= self.reputation_loss_ppm <= ONE_PPM,
                 "0 < reputation_gain_ppm <= reputation_loss_ppm <= 1,000,000 must hold",
             ),
+            (
+                self.reputation_floor_ppm <= self.credibility_initial_ppm <= ONE_PPM,
+                "credibility_initial_ppm must lie between reputation_floor_ppm and 1,000,000",
+            ),
+            (self.credibility_evaluations_min >= 3, "credibility_evaluations_min must be at least 3"),
+            (1 <= self.harm_deviations <= 1000, "harm_deviations must lie between 1 and 1,000"),
             (0 < self.share_cap_ppm <= ONE_PPM, "share_cap_ppm must lie between 1 and 1,000,000"),
             (self.examples_full >= 1, "examples_full must be at least 1"),
         ]
@@ -179,6 +234,12 @@ class Preset:
         """The most ids that one record can name: per mentor a signal and its evaluations, or a proof of
         equivocation (two ids and their map, as long as three), and a measurement per committee member."""
         return self.mentors_per_checkpoint * max(3, 1 + self.evaluators_per_signal) + self.committee_size
+
+    @property
+    def outer_step(self) -> OuterStep:
+        """The outer rate and momentum in units of 2**-16, toward zero; a rate is never less than one unit."""
+        rate_q16 = (self.outer_rate_ppm << RATE_BITS) // ONE_PPM
+        return OuterStep(max(1, rate_q16), (self.outer_momentum_ppm << RATE_BITS) // ONE_PPM)
 
     def digest(self) -> bytes:
         """Hash of all the numbers (32 bytes); part of the network id."""

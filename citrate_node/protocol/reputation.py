@@ -1,10 +1,14 @@
 """Reputation: how much a node's delta counts, from how much its deltas helped others. Integers in ppm.
 
-A signal's score is the reputation-weighted median of its evaluations, so liars of a minority of the
-reputation move it no further than between two honest figures. Scores become comparable by the median of the
-positive ones of the same checkpoint: a score of that size is worth a half, twice that a whole. Reputation
-moves part of the way towards that worth at every checkpoint in which its node took part, faster down than
-up. Called by state_transition.
+A signal's score is the median of its evaluations, weighted by their evaluators' voice: reputation times
+credibility. Liars of a minority of the voice move it no further than between two honest figures; and since an
+evaluator's credibility follows how often it lay near the score, those who lie lose their voice even where
+they once were the majority of the few who measured a signal. Scores become comparable by the median of the
+positive ones of the same checkpoint: a score of that size is worth a half, twice that a whole. A negative
+score keeps a delta out of the average; it costs reputation only where it lies far below the others, for near
+an optimum honest deltas score a little below zero as often as above. Reputation moves part of the way towards
+the worth at every checkpoint in which its node took part, faster down than up. docs/reputation.md says why.
+Called by state_transition.
 """
 
 from __future__ import annotations
@@ -27,6 +31,14 @@ class Reputation:
 
     checkpoints_mentored: Annotated[int, Between(0, 2**63 - 1)]
     """In how many checkpoints a signal of this node was scored."""
+
+    credibility_ppm: Annotated[int, Between(0, ONE_PPM)]
+    """How often its evaluations agreed with the score; what it mentors does not touch this."""
+
+    @property
+    def voice(self) -> int:
+        """Weight of its evaluations and measurements, in units of 10^-12."""
+        return self.reputation_ppm * self.credibility_ppm
 
 
 def weighted_median(values: Sequence[tuple[int, int]]) -> int | None:
@@ -54,8 +66,33 @@ def worth_ppm(score_ppm: int, reference_ppm: int) -> int:
 
 def reference_score(scores: Sequence[int]) -> int:
     """The lower median of the positive scores of a checkpoint, 0 where there is none."""
-    positive = sorted(score for score in scores if score > 0)
-    return positive[(len(positive) - 1) // 2] if positive else 0
+    positive = [score for score in scores if score > 0]
+    return _lower_median(positive) if positive else 0
+
+
+def harm_limit(preset: Preset, scores: Sequence[int]) -> int:
+    """The score from which downwards a mentor loses reputation: negative, and an outlier of the checkpoint.
+
+    The lower median of the scores less `preset.harm_deviations` times their median absolute deviation, and
+    never above -1. As long as the dishonest are fewer than half, both medians are between honest figures.
+    Source: the MAD rule for outliers, Hampel 1974, doi:10.1080/01621459.1974.10482962.
+    """
+    if not scores:
+        return -1
+    middle = _lower_median(scores)
+    deviation = _lower_median([abs(score - middle) for score in scores])
+    return min(-1, middle - preset.harm_deviations * deviation)
+
+
+def target_ppm(score_ppm: int, reference_ppm: int, harm_limit_ppm: int) -> int | None:
+    """Where a score moves its mentor's reputation: its worth, 0 for harm, None (stays) in between."""
+    if score_ppm > 0:
+        return worth_ppm(score_ppm, reference_ppm)
+    return 0 if score_ppm <= harm_limit_ppm else None
+
+
+def _lower_median(values: Sequence[int]) -> int:
+    return sorted(values)[(len(values) - 1) // 2]
 
 
 def moved(preset: Preset, reputation_ppm: int, target_ppm: int) -> int:
@@ -65,6 +102,22 @@ def moved(preset: Preset, reputation_ppm: int, target_ppm: int) -> int:
         return reputation_ppm + step
     step = (reputation_ppm - target_ppm) * preset.reputation_loss_ppm // ONE_PPM
     return max(preset.reputation_floor_ppm, reputation_ppm - step)
+
+
+def agreements(reports: Sequence[tuple[bytes, int, int]], deviations: int) -> dict[bytes, tuple[int, int]]:
+    """Evaluator's node key to (how many of its evaluations agree with the score, how many there are).
+
+    reports: (evaluator, reported ppm, score ppm) over all signals of a checkpoint. An evaluation agrees when
+    it lies within `deviations` times the median distance of all of them to their scores.
+    """
+    if not reports:
+        return {}
+    limit = deviations * _lower_median([abs(value - score) for _, value, score in reports])
+    out: dict[bytes, tuple[int, int]] = {}
+    for evaluator, value, score in reports:
+        agreed, total = out.get(evaluator, (0, 0))
+        out[evaluator] = (agreed + (abs(value - score) <= limit), total + 1)
+    return out
 
 
 def capped_shares(preset: Preset, raw: Sequence[int]) -> list[int]:

@@ -348,14 +348,14 @@ _WEIGHT_RULES: dict[str, WeightRule] = {
     "geometric_median": geometric_median,
 }
 
-_COORDINATE_RULES: dict[str, CoordinateRule] = {"trimmed_mean": trimmed_mean, "median": median}
+COORDINATE_RULES: dict[str, CoordinateRule] = {"trimmed_mean": trimmed_mean, "median": median}
 
 RULES: dict[str, Callable[[Deltas], tuple[Int64Array, int]]] = {
     "mean": _mean,
     **{name: _weight_rule(weigh, mixed=False) for name, weigh in _WEIGHT_RULES.items()},
-    **{name: _coordinate_rule(reduce, mixed=False) for name, reduce in _COORDINATE_RULES.items()},
+    **{name: _coordinate_rule(reduce, mixed=False) for name, reduce in COORDINATE_RULES.items()},
     MIXED + "mean": _weight_rule(mean, mixed=True),
     **{MIXED + name: _weight_rule(weigh, mixed=True) for name, weigh in _WEIGHT_RULES.items()},
-    **{MIXED + name: _coordinate_rule(reduce, mixed=True) for name, reduce in _COORDINATE_RULES.items()},
+    **{MIXED + name: _coordinate_rule(reduce, mixed=True) for name, reduce in COORDINATE_RULES.items()},
 }
 """Every rule that a preset may name."""

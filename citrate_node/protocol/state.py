@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated
+
+import numpy as np
 
 from .adapter import AdapterWeights
 from .certificate import Validator, validator_set_hash
 from .checkpoint import CheckpointRecord
 from .codecs import Codec, DeltaLimits, codec, decode_delta
 from .content_id import ContentId, content_id
-from .encoding import EncodingError, Hash32, Ppm, SizedIds, decode_fields, encode_fields
+from .encoding import EncodingError, Hash32, Ppm, Sized, SizedIds, decode_fields, encode_fields
 from .methods import moving_factor
 from .preset import Preset
 from .reputation import Reputation
@@ -33,11 +36,14 @@ class StateFile:
     weights_size_bytes: int
     recent_weights: SizedIds
     """Content digests of the latest weights, newest first: the parents that a signal may name."""
-    accuracy_ppm: Ppm
+    accuracy_bar_ppm: Ppm
     reputations: tuple[Reputation, ...]
     """Ascending by node key."""
     committee: tuple[int, ...]
     """Positions, in the node list, of the validators of the next checkpoint."""
+    momentum: Annotated[bytes, Sized(0, 2**37)]
+    """Of the outer step: int64 little-endian in units of 2**-32, one per value of the adapter in manifest
+    order. Empty where the preset sets no momentum, and before the first average."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,13 @@ class NetworkState:
     weights: AdapterWeights
     weights_content: ContentId
     recent_weights: tuple[bytes, ...]
-    accuracy_ppm: int
-    """Of the latest version; 0 at genesis, where B is zero and the adapter changes nothing."""
+    accuracy_bar_ppm: int
+    """A result below it is not promoted: the latest version's accuracy less preset.accuracy_drop_ppm_max, and
+    less that much again for every result refused since, so that a world that changed stops nobody."""
     reputations: tuple[Reputation, ...]
     committee_positions: tuple[int, ...]
+    momentum: bytes = b""
+    """As in StateFile."""
 
     @property
     def next_number(self) -> int:
@@ -108,6 +117,12 @@ class NetworkState:
         limits = DeltaLimits(self.preset.delta_size_bytes_max)
         return decode_delta(data, self.codec, self.moving_manifest, limits)
 
+    def momentum_values(self) -> Int64Array:
+        """The outer momentum of every value of the adapter, int64 (manifest.count,); a copy."""
+        if not self.momentum:
+            return np.zeros(self.weights.manifest.count, dtype=np.int64)
+        return np.frombuffer(self.momentum, dtype="<i8").astype(np.int64)
+
     @cached_property
     def mentors(self) -> frozenset[bytes]:
         """Node keys that may announce a signal for the open checkpoint."""
@@ -134,6 +149,11 @@ class NetworkState:
         place = self.position.get(node_key)
         return 0 if place is None else self.reputations[place].reputation_ppm
 
+    def voice_of(self, node_key: bytes) -> int:
+        """Weight of a node's evaluations and measurements; 0 for a stranger."""
+        place = self.position.get(node_key)
+        return 0 if place is None else self.reputations[place].voice
+
     @cached_property
     def file(self) -> bytes:
         """Canonical bytes of the StateFile; their content digest is the state root."""
@@ -145,9 +165,10 @@ class NetworkState:
                 self.weights_content.digest,
                 self.weights_content.size_bytes,
                 self.recent_weights,
-                self.accuracy_ppm,
+                self.accuracy_bar_ppm,
                 self.reputations,
                 self.committee_positions,
+                self.momentum,
             )
         )
 
@@ -197,8 +218,11 @@ def genesis_state(
         weights=weights,
         weights_content=content,
         recent_weights=(content.digest,),
-        accuracy_ppm=0,
-        reputations=tuple(Reputation(node.node_key, preset.reputation_initial_ppm, 0) for node in ordered),
+        accuracy_bar_ppm=-preset.accuracy_drop_ppm_max,
+        reputations=tuple(
+            Reputation(node.node_key, preset.reputation_initial_ppm, 0, preset.credibility_initial_ppm)
+            for node in ordered
+        ),
         committee_positions=draw_committee(preset, genesis_record_hash, [node.stake for node in ordered]),
     )
 
@@ -237,10 +261,13 @@ def restore_state(
         weights=weights,
         weights_content=weights_content,
         recent_weights=parsed.recent_weights,
-        accuracy_ppm=parsed.accuracy_ppm,
+        accuracy_bar_ppm=parsed.accuracy_bar_ppm,
         reputations=parsed.reputations,
         committee_positions=parsed.committee,
+        momentum=parsed.momentum,
     )
+    if len(parsed.momentum) not in (0, 8 * weights.manifest.count):
+        raise EncodingError(f"field momentum has {len(parsed.momentum)} bytes, not 8 for each weight")
     if state.committee_hash != record.next_validator_set_hash:
         raise EncodingError("the state file's committee is not the one the record names")
     return state

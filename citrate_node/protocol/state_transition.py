@@ -4,9 +4,10 @@
 node, late node, simulation and replay all call it, there is no second implementation. Order and hardware
 cannot matter: inputs are sorted by id, and everything after training is integer arithmetic.
 
-Three steps: score the signals by their evaluations, average the deltas that helped with their mentors'
-reputation as weight, move the reputations. `aggregate` does these three; the candidate it gives is what
-nodes measure against the base model, and `process_checkpoint` joins the measurements into the record.
+Four steps: find the copies, score the signals by their evaluations, combine the deltas that helped by the
+preset's rule with their mentors' reputation as weight, move the reputations. `aggregate` does these four; the
+candidate it gives is what nodes measure against the base model, and `process_checkpoint` joins the
+measurements into the record.
 """
 
 from __future__ import annotations
@@ -15,19 +16,35 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+import numpy as np
+
 from .adapter import AdapterWeights
-from .aggregation import integer_weights, weighted_mean
+from .aggregation import WEIGHT_SUM_BITS, add_average, integer_weights
 from .certificate import validator_set_hash
 from .checkpoint import CheckpointRecord, Equivocation
 from .composition_request import CompositionRequest, MeasuredComposition, certified_compositions
 from .content_id import ContentId, content_id
+from .copies import copies
 from .gossip_validation import check_equivocation, check_evaluation, check_message
+from .gram import gram_of_deltas
 from .messages import Evaluation, Measurement, MentorshipSignal, Message
+from .outer_step import OuterStep
+from .preset import ONE_PPM
 from .rejection import Reason, reject
-from .reputation import Reputation, capped_shares, moved, reference_score, weighted_median, worth_ppm
+from .reputation import (
+    Reputation,
+    agreements,
+    capped_shares,
+    harm_limit,
+    moved,
+    reference_score,
+    target_ppm,
+    weighted_median,
+)
 from .roles import draw_committee
+from .rules import Deltas, rule
 from .state import NetworkState, reputations_root
-from .tensors import FormatError
+from .tensors import FormatError, divide_toward_zero
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,10 @@ class SignalOutcome:
     score_ppm: int | None
     """Weighted median of its evaluations; None with fewer than preset.evaluations_min of them."""
     weight: int
-    """Part of 2^16 in the average; 0 where it did not enter."""
+    """Part of 2^16 with which it came before the rule; 0 where it did not enter."""
     evaluations: int
+    copy_of: bytes | None = None
+    """The signal whose update this one repeats. A copy has no weight, and counts as of no use."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,8 @@ class Aggregation:
     reputations: tuple[Reputation, ...]
     outcomes: tuple[SignalOutcome, ...]
     """Ascending by signal id."""
+    momentum: bytes = b""
+    """Of the outer step after these weights, as in StateFile."""
 
     @property
     def changed(self) -> bool:
@@ -100,33 +121,29 @@ class Outcome:
 
 
 def aggregate(state: NetworkState, inputs: CheckpointInputs) -> Aggregation:
-    """Score, average, move reputations.
+    """Find copies, score, combine, move reputations.
 
     Raises Rejection where an input is not one that the state allows (a proposal named it wrongly).
-    Cost: one pass over each delta; memory: one int64 accumulator, not the deltas decoded.
+    Cost: one pass over each delta, and K**2 per value for the Gram matrix; memory: one int64 accumulator and
+    a window of a few MiB, not the deltas decoded (the coordinate rules: the same).
     """
     signals = _checked_signals(state, inputs)
     evaluations = _checked_evaluations(state, signals, inputs.evaluations)
     scores = {signal_id: _score(state, evaluations.get(signal_id, [])) for signal_id in signals}
-    weights = _weights(state, signals, scores)
-    entering = [signal_id for signal_id in signals if weights[signal_id]]
-    result = state.weights
-    if entering:
-        result = weighted_mean(
-            state.weights,
-            state.moving_manifest,
-            ((weights[i], inputs.deltas[_signal(signals[i]).delta_hash]) for i in entering),
-            state.codec,
-        )
-    content = state.weights_content if not entering else content_id(result.encode())
+    copied = _copies(state, signals, inputs)
+    weights = _weights(state, signals, scores, copied)
+    combined = _combined(
+        state, [(weight, _delta(inputs, signals[i])) for i, weight in weights.items() if weight]
+    )
     return Aggregation(
-        weights=result,
-        content=content,
-        reputations=_moved_reputations(state, signals, scores, inputs),
+        weights=combined.weights,
+        content=combined.content,
+        reputations=_moved_reputations(state, signals, scores, evaluations, copied, inputs),
         outcomes=tuple(
-            SignalOutcome(i, m.author, scores[i], weights[i], len(evaluations.get(i, [])))
+            SignalOutcome(i, m.author, scores[i], weights[i], len(evaluations.get(i, [])), copied.get(i))
             for i, m in signals.items()
         ),
+        momentum=combined.momentum,
     )
 
 
@@ -141,9 +158,9 @@ def process_checkpoint(
     candidate = aggregation if aggregation is not None else aggregate(state, inputs)
     measurements = _checked_measurements(state, candidate, inputs.measurements)
     accuracy = weighted_median(
-        [(_measurement(m).improvement_ppm, state.reputation_of(m.author)) for m in measurements]
+        [(_measurement(m).improvement_ppm, state.voice_of(m.author)) for m in measurements]
     )
-    promoted = candidate.changed and accuracy is not None
+    promoted = candidate.changed and accuracy is not None and accuracy >= state.accuracy_bar_ppm
     weights, content = (
         (candidate.weights, candidate.content) if promoted else (state.weights, state.weights_content)
     )
@@ -158,9 +175,10 @@ def process_checkpoint(
         weights=weights,
         weights_content=content,
         recent_weights=recent,
-        accuracy_ppm=accuracy if promoted and accuracy is not None else state.accuracy_ppm,
+        accuracy_bar_ppm=_accuracy_bar(state, accuracy if candidate.changed else None, promoted),
         reputations=candidate.reputations,
         committee_positions=committee,
+        momentum=candidate.momentum if promoted else state.momentum,
     )
     record = CheckpointRecord(
         network_id=state.network_id,
@@ -190,6 +208,13 @@ def process_checkpoint(
     )
     composed = tuple(composition.request for composition in inputs.compositions)
     return Outcome(replace(after, record_hash=record.hash), record, candidate, composed)
+
+
+def _accuracy_bar(state: NetworkState, accuracy: int | None, promoted: bool) -> int:
+    if accuracy is None:
+        return state.accuracy_bar_ppm  # nothing new was measured
+    before = accuracy if promoted else state.accuracy_bar_ppm
+    return max(before - state.preset.accuracy_drop_ppm_max, -(2**62))
 
 
 def is_valid_delta(state: NetworkState, signal: MentorshipSignal, data: bytes) -> bool:
@@ -277,18 +302,75 @@ def _checked_measurements(
 
 
 def _score(state: NetworkState, evaluations: list[Message]) -> int | None:
-    """The reputation-weighted median of a signal's evaluations, None where too few vouch for it."""
+    """The voice-weighted median of a signal's evaluations, None where too few vouch for it."""
     if len(evaluations) < state.preset.evaluations_min:
         return None
     pairs = []
     for message in evaluations:
         assert isinstance(message.body, Evaluation)
-        pairs.append((message.body.improvement_ppm, state.reputation_of(message.author)))
+        pairs.append((message.body.improvement_ppm, state.voice_of(message.author)))
     return weighted_median(pairs)
 
 
+def _delta(inputs: CheckpointInputs, message: Message) -> bytes:
+    return inputs.deltas[_signal(message).delta_hash]
+
+
+def _copies(
+    state: NetworkState, signals: Mapping[bytes, Message], inputs: CheckpointInputs
+) -> dict[bytes, bytes]:
+    """Id of each copy to the id of the signal that it repeats. Of two alike the one of higher reputation
+    stays: who is given the deltas of others again and again loses some of his own each time."""
+    ids = list(signals)
+    if len(ids) < 2:
+        return {}
+    deltas = [_delta(inputs, signals[i]) for i in ids]
+    gram = gram_of_deltas(state.weights, state.moving_manifest, deltas, state.codec)
+    order = sorted(range(len(ids)), key=lambda k: (-state.reputation_of(signals[ids[k]].author), k))
+    found = copies(gram, order, state.preset.copy_cosine_ppm)
+    return {ids[k]: ids[original] for k, original in found.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class _Combined:
+    weights: AdapterWeights
+    content: ContentId
+    momentum: bytes
+
+
+def _combined(state: NetworkState, entries: list[tuple[int, bytes]]) -> _Combined:
+    """The weights moved by what the preset's rule and outer step make of (weight, delta file) entries."""
+    if not entries:
+        return _Combined(state.weights, state.weights_content, state.momentum)
+    preset, manifest = state.preset, state.moving_manifest
+    dishonest = len(entries) * preset.dishonest_share_ppm // ONE_PPM
+    weights, files = zip(*entries, strict=True)
+    given = Deltas(state.weights, manifest, state.codec, files, weights, dishonest)
+    weighted, weight_bits = rule(preset.aggregation_rule)(given)
+    momentum = state.momentum
+    if preset.outer_step != OuterStep():
+        weighted = divide_toward_zero(weighted, 1 << (weight_bits - WEIGHT_SUM_BITS))
+        weight_bits = WEIGHT_SUM_BITS
+        held = state.momentum_values()
+        places = state.weights.places(manifest)
+        moved_before = np.concatenate([held[place] for place in places])
+        weighted, moved_after = preset.outer_step.apply(weighted, moved_before)
+        if preset.outer_momentum_ppm:
+            start = 0
+            for place in places:
+                stop = start + place.stop - place.start
+                held[place] = moved_after[start:stop]
+                start = stop
+            momentum = held.astype("<i8").tobytes()
+    result = add_average(state.weights, manifest, weighted, weight_bits)
+    return _Combined(result, content_id(result.encode()), momentum)
+
+
 def _weights(
-    state: NetworkState, signals: Mapping[bytes, Message], scores: Mapping[bytes, int | None]
+    state: NetworkState,
+    signals: Mapping[bytes, Message],
+    scores: Mapping[bytes, int | None],
+    copied: Mapping[bytes, bytes],
 ) -> dict[bytes, int]:
     """Whole parts of 2^16 per signal id: reputation, lowered by few examples, capped; 0 where not helpful."""
     preset = state.preset
@@ -296,7 +378,7 @@ def _weights(
     for signal_id, message in signals.items():
         score = scores[signal_id]
         examples = min(_signal(message).examples, preset.examples_full)
-        helpful = score is not None and score > 0
+        helpful = score is not None and score > 0 and signal_id not in copied
         raw.append(state.reputation_of(message.author) * examples if helpful else 0)
     if not any(raw):
         return dict.fromkeys(signals, 0)
@@ -307,22 +389,27 @@ def _moved_reputations(
     state: NetworkState,
     signals: Mapping[bytes, Message],
     scores: Mapping[bytes, int | None],
+    evaluations: Mapping[bytes, list[Message]],
+    copied: Mapping[bytes, bytes],
     inputs: CheckpointInputs,
 ) -> tuple[Reputation, ...]:
     rows = list(state.reputations)
-    reference = reference_score([score for score in scores.values() if score is not None])
-    for signal_id, message in signals.items():
-        score = scores[signal_id]
-        if score is None or reference == 0:
-            continue  # nobody vouched for it, or nothing helped anybody: that tells nothing about one mentor
-        place = state.position[message.author]
+    known = {i: score for i, score in scores.items() if score is not None}
+    originals = [score for i, score in known.items() if i not in copied]
+    reference, harm = reference_score(originals), harm_limit(state.preset, originals)
+    for signal_id, score in known.items():
+        if reference == 0:
+            break  # nothing helped anybody: that tells nothing about one mentor
+        place = state.position[signals[signal_id].author]
         row = rows[place]
-        target = worth_ppm(score, reference)
-        rows[place] = replace(
-            row,
-            reputation_ppm=moved(state.preset, row.reputation_ppm, target),
-            checkpoints_mentored=row.checkpoints_mentored + 1,
-        )
+        target = 0 if signal_id in copied else target_ppm(score, reference, harm)
+        after = row.reputation_ppm if target is None else moved(state.preset, row.reputation_ppm, target)
+        rows[place] = replace(row, reputation_ppm=after, checkpoints_mentored=row.checkpoints_mentored + 1)
+    for key, (agreed, total) in _agreements(state, scores, evaluations).items():
+        place = state.position[key]
+        row = rows[place]
+        credibility = moved(state.preset, row.credibility_ppm, agreed * ONE_PPM // total)
+        rows[place] = replace(row, credibility_ppm=credibility)
     for message in inputs.withheld:  # twice the loss: withholding is a choice, a bad delta may be bad luck
         place = state.position[message.author]
         row = rows[place]
@@ -332,3 +419,18 @@ def _moved_reputations(
         place = state.position[first.author]
         rows[place] = replace(rows[place], reputation_ppm=0)
     return tuple(rows)
+
+
+def _agreements(
+    state: NetworkState, scores: Mapping[bytes, int | None], evaluations: Mapping[bytes, list[Message]]
+) -> dict[bytes, tuple[int, int]]:
+    """Per evaluator, over the signals that enough of them measured (reputation.agreements)."""
+    reports = []
+    for signal_id, messages in evaluations.items():
+        score = scores[signal_id]
+        if score is None or len(messages) < state.preset.credibility_evaluations_min:
+            continue
+        for message in messages:
+            assert isinstance(message.body, Evaluation)
+            reports.append((message.author, message.body.improvement_ppm, score))
+    return agreements(reports, state.preset.harm_deviations)

@@ -49,10 +49,12 @@ class SyntheticTask:
 
     def target(self, node: int, manifest: Manifest) -> Values:
         """Where a node's own data would have the tensors of `manifest`, float32 (manifest.count,)."""
-        name = manifest.hash.hex()
-        common = self._uniform(f"common/{name}", manifest.count)
-        own = self._uniform(f"own/{node}/{name}", manifest.count)
-        return common + np.float32(self.spread) * own
+        own = self._uniform(f"own/{node}/{manifest.hash.hex()}", manifest.count)
+        return self.common(manifest) + np.float32(self.spread) * own
+
+    def common(self, manifest: Manifest) -> Values:
+        """What all targets share, float32 (manifest.count,)."""
+        return self._uniform(f"common/{manifest.hash.hex()}", manifest.count)
 
     def train(self, node: int, values: Values, manifest: Manifest) -> Values:
         """Gradient descent on the own loss; elementwise, so bit-identical everywhere."""

@@ -57,7 +57,8 @@ def test_contradictions_through_a_network_that_loses_messages() -> None:
 
 
 def test_a_copier_earns_nothing() -> None:
-    """It announces as soon as deltas are served, and by then nobody evaluates what is new."""
+    """It announces as soon as deltas are served, and by then nobody evaluates what is new; a node whose head
+    lags may still do so, and then the copy is found by its direction."""
     for seed in SEEDS:
         world = finalized(cluster(nodes=7, seed=seed, spread=0.3, copiers=frozenset({2})), 4)
         copier = world.nodes[2].identity.node_key
@@ -65,8 +66,8 @@ def test_a_copier_earns_nothing() -> None:
         outcomes = [o for outcome in known for o in outcome.aggregation.outcomes]
         copies = [o for o in outcomes if o.mentor == copier]
         assert copies, "its signals are heard"
-        assert [(o.score_ppm, o.weight, o.evaluations) for o in copies] == [(None, 0, 0)] * len(copies)
-        assert world.reputations()[2] == MINIMAL.reputation_initial_ppm
+        assert all(o.weight == 0 and (o.evaluations == 0 or o.copy_of is not None) for o in copies)
+        assert world.reputations()[2] <= MINIMAL.reputation_initial_ppm
         assert any(o.weight for o in outcomes)
 
 

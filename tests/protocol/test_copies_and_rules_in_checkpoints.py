@@ -1,0 +1,278 @@
+"""Copies count once, the preset's rule and outer step make the result, liars lose their voice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from small_network import MINIMAL, delta, evaluation, identity, inputs, measurement, network, signal
+
+from citrate_node.errors import PresetError
+from citrate_node.protocol import rules
+from citrate_node.protocol.codecs import encode_delta
+from citrate_node.protocol.content_id import content_id
+from citrate_node.protocol.copies import copies
+from citrate_node.protocol.encoding import EncodingError
+from citrate_node.protocol.gram import Gram, gram_of_deltas
+from citrate_node.protocol.outer_step import OuterStep
+from citrate_node.protocol.preset import ONE_PPM
+from citrate_node.protocol.reputation import agreements, harm_limit, target_ppm
+from citrate_node.protocol.state import NetworkState, restore_state
+from citrate_node.protocol.state_transition import (
+    CheckpointInputs,
+    Outcome,
+    SignalOutcome,
+    aggregate,
+    process_checkpoint,
+)
+from citrate_node.protocol.tensors import weights_to_float32
+
+VECTORS = Path(__file__).resolve().parents[1] / "vectors"
+MANY = replace(MINIMAL, evaluators_per_signal=5, evaluations_per_node=8)
+
+
+def checkpoint(
+    state: NetworkState,
+    data: Mapping[int, bytes],
+    reports: Mapping[tuple[int, int], int] | None = None,
+    accuracy: int = 500,
+) -> Outcome:
+    """One in which these nodes announce these deltas; reports: (evaluator, mentor) to ppm, 1000 elsewhere."""
+    everybody = range(len(state.nodes))
+    signals = {i: signal(state, i, file) for i, file in data.items()}
+    made = CheckpointInputs(
+        signals=tuple(signals.values()),
+        evaluations=tuple(
+            evaluation(state, evaluator, signals[i], (reports or {}).get((evaluator, i), 1000))
+            for i in data
+            for evaluator in everybody
+            if identity(evaluator).node_key in state.evaluators[identity(i).node_key]
+        ),
+        deltas={content_id(file).digest: file for file in data.values()},
+    )
+    result = aggregate(state, made).content.digest
+    measured = tuple(measurement(state, i, result, accuracy) for i in everybody)
+    return process_checkpoint(state, replace(made, measurements=measured))
+
+
+def outcome_of(outcome: Outcome, number: int) -> SignalOutcome:
+    return next(o for o in outcome.aggregation.outcomes if o.mentor == identity(number).node_key)
+
+
+def values(state: NetworkState, seed: int, scale: float = 0.01) -> np.ndarray:
+    drawn = np.random.Generator(np.random.PCG64(seed)).integers(-1000, 1000, state.moving_manifest.count)
+    return (drawn / 1000 * scale).astype(np.float32)
+
+
+def encoded(state: NetworkState, numbers: np.ndarray) -> bytes:
+    return encode_delta(state.codec, state.moving_manifest, numbers.astype(np.float32))
+
+
+# ---------------------------------------------------------------- copies
+
+
+def test_the_first_of_two_alike_stays_and_the_order_says_who_is_first() -> None:
+    gram = Gram(((4, 4, 0), (4, 4, 0), (0, 0, 9)))
+    assert copies(gram, [0, 1, 2], ONE_PPM) == {1: 0}
+    assert copies(gram, [2, 1, 0], ONE_PPM) == {0: 1}
+
+
+def test_the_opposite_of_an_update_is_no_copy_and_nothing_is_a_copy_of_zero() -> None:
+    assert copies(Gram(((4, -4), (-4, 4))), [0, 1], 970_000) == {}
+    assert copies(Gram(((0, 0), (0, 0))), [0, 1], 970_000) == {}
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
+def test_a_copy_of_another_size_has_no_weight_and_costs_reputation(scale: float) -> None:
+    state = network(4)
+    rows = [replace(row, reputation_ppm=300_000) for row in state.reputations]
+    place = state.position[identity(2).node_key]
+    rows[place] = replace(rows[place], reputation_ppm=100_000)
+    state = replace(state, reputations=tuple(rows))
+    one = values(state, 7)
+    noise = values(state, 8, 0.001 * scale)
+    data = {1: encoded(state, one), 2: encoded(state, one * scale + noise), 3: delta(state, 3)}
+    outcome = checkpoint(state, data)
+    original, copy = outcome_of(outcome, 1), outcome_of(outcome, 2)
+    assert (copy.copy_of, copy.weight) == (original.signal_id, 0)
+    assert (original.copy_of, original.weight > 0) == (None, True)
+    after = outcome.state
+    assert after.reputation_of(identity(2).node_key) < 100_000
+    assert after.reputation_of(identity(1).node_key) > 300_000
+    alone = checkpoint(state, {1: data[1], 3: data[3]})
+    assert alone.state.weights == after.weights, "the copy moved nothing"
+
+
+def test_deltas_of_different_nodes_are_no_copies() -> None:
+    state = network(4)
+    outcome = checkpoint(state, {i: delta(state, i) for i in range(4)})
+    assert [o.copy_of for o in outcome.aggregation.outcomes] == [None] * 4
+
+
+def test_the_matrix_that_decides_about_copies_is_pinned() -> None:
+    """tests/vectors/gram.json: another implementation must come to these inner products."""
+    state = network(4)
+    files = [delta(state, 1), delta(state, 2, 0.02), encoded(state, values(state, 1) * -3)]
+    gram = gram_of_deltas(state.weights, state.moving_manifest, files, state.codec)
+    found = {
+        "parent": state.weights.encode().hex(),
+        "deltas": [file.hex() for file in files],
+        "products": [[str(value) for value in row] for row in gram.rows],
+        "cosines_ppm": [[gram.cosine_ppm(i, j) for j in range(3)] for i in range(3)],
+    }
+    assert found == json.loads((VECTORS / "gram.json").read_text())
+
+
+# ---------------------------------------------------------------- rules and outer step
+
+
+@pytest.mark.parametrize("name", sorted(rules.RULES))
+def test_the_rule_of_the_preset_makes_the_result(name: str) -> None:
+    state = network(6, replace(MANY, aggregation_rule=name, dishonest_share_ppm=200_000))
+    data = {i: delta(state, i) for i in range(6)}
+    outcome = checkpoint(state, data)
+    entries = [(outcome_of(outcome, i).weight, data[i]) for i in range(6)]
+    wanted = rules.aggregate(name, state.weights, state.moving_manifest, entries, state.codec, dishonest=1)
+    assert outcome.state.weights == wanted
+
+
+def test_an_outer_rate_of_a_half_goes_half_of_the_way() -> None:
+    full = network(4)
+    half = network(4, replace(MINIMAL, outer_rate_ppm=500_000))
+    data = {0: delta(full, 0)}
+    moved = [
+        weights_to_float32(checkpoint(state, data).state.weights.select(state.moving_manifest))
+        for state in (full, half)
+    ]
+    assert np.abs(moved[0] - 2 * moved[1]).max() <= 2**-23
+
+
+def test_momentum_is_part_of_the_state_and_carries_a_step_on() -> None:
+    """Of two equal averages the second goes further, as OuterStep says; a late node has the same bytes."""
+    state = network(4, replace(MINIMAL, outer_momentum_ppm=500_000))
+    outer: OuterStep = state.preset.outer_step
+    first = checkpoint(state, {0: delta(state, 0)}).state
+    assert len(first.momentum) == 8 * first.weights.manifest.count
+    outcome = checkpoint(first, {0: delta(first, 0)})
+    again = outcome.state
+    steps = [
+        after.weights.select(state.moving_manifest) - before.weights.select(state.moving_manifest)
+        for before, after in ((state, first), (first, again))
+    ]
+    # m = g, step g + m/2 = 1.5 g; then m = 1.5 g, step 1.75 g
+    assert np.abs(steps[0] * 7 - steps[1] * 6).max() <= 32
+    assert outer.momentum_q16 == 1 << 15
+    late = restore_state(
+        state.preset, state.network_id, state.nodes, outcome.record, again.file, again.weights
+    )
+    assert late.momentum == again.momentum
+    assert late.file == again.file
+
+
+def test_a_result_that_is_not_promoted_leaves_no_momentum() -> None:
+    state = network(4, replace(MINIMAL, outer_momentum_ppm=500_000))
+    outcome = checkpoint(state, {0: delta(state, 0)}, accuracy=-ONE_PPM)
+    assert not outcome.record.promoted
+    assert outcome.state.momentum == b""
+
+
+def test_momentum_of_another_length_is_refused() -> None:
+    state = network(4)
+    outcome = process_checkpoint(state, inputs(state))
+    broken = replace(outcome.state, momentum=bytes(8))
+    broken.__dict__.pop("file", None)
+    record = replace(
+        outcome.record,
+        state_root=content_id(broken.file).digest,
+        state_size_bytes=len(broken.file),
+    )
+    with pytest.raises(EncodingError, match="field momentum has 8 bytes"):
+        restore_state(state.preset, state.network_id, state.nodes, record, broken.file, broken.weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"aggregation_rule": "best"}, "aggregation_rule is 'best', must be one of mean, "),
+        ({"aggregation_rule": "median", "codec": "topk"}, "does not go with codec topk"),
+        ({"dishonest_share_ppm": 500_000}, "dishonest_share_ppm must be below 500,000"),
+        ({"outer_rate_ppm": 0}, "outer_rate_ppm must lie between"),
+        ({"outer_momentum_ppm": ONE_PPM}, "outer_momentum_ppm must be below"),
+        ({"copy_cosine_ppm": 400_000}, "copy_cosine_ppm must lie between"),
+        ({"accuracy_drop_ppm_max": 2 * ONE_PPM}, "accuracy_drop_ppm_max must be at most"),
+        ({"harm_deviations": 0}, "harm_deviations must lie between"),
+        ({"credibility_initial_ppm": 1}, "credibility_initial_ppm must lie between"),
+        ({"credibility_evaluations_min": 2}, "credibility_evaluations_min must be at least 3"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_refused_by_name(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(PresetError, match=text):
+        replace(MINIMAL, **changes)
+
+
+# ---------------------------------------------------------------- promotion
+
+
+def test_a_result_far_worse_than_the_last_is_not_promoted_and_the_bar_comes_down() -> None:
+    drop = MINIMAL.accuracy_drop_ppm_max
+    state = network(4)
+    good = checkpoint(state, {0: delta(state, 0)}, accuracy=100_000)
+    assert (good.record.promoted, good.state.accuracy_bar_ppm) == (True, 100_000 - drop)
+    worse = 100_000 - drop - 1
+    refused = checkpoint(good.state, {0: delta(good.state, 0)}, accuracy=worse)
+    assert (refused.record.promoted, refused.record.accuracy_ppm) == (False, 0)
+    assert refused.state.weights == good.state.weights
+    assert refused.state.accuracy_bar_ppm == 100_000 - 2 * drop
+    taken = checkpoint(refused.state, {0: delta(refused.state, 0)}, accuracy=worse)
+    assert (taken.record.promoted, taken.record.accuracy_ppm) == (True, worse)
+
+
+# ---------------------------------------------------------------- harm and credibility
+
+
+def test_only_an_outlier_below_zero_costs_reputation() -> None:
+    near_optimum = [-30, -10, 0, 12, 25]
+    assert harm_limit(MINIMAL, near_optimum) == -3 * 12
+    one_flipper = [900, 1000, 1100, -1000]
+    assert harm_limit(MINIMAL, one_flipper) == -1
+    assert [target_ppm(score, 1000, -36) for score in (-36, -35, 0, 500)] == [0, None, None, 250_000]
+
+
+@given(st.lists(st.integers(-(10**6), 10**6), min_size=1, max_size=9), st.data())
+def test_fewer_than_half_cannot_call_all_honest_scores_harmful(honest, data) -> None:
+    """Whatever a minority scores, the limit stays below the lowest honest score or below zero."""
+    count = data.draw(st.integers(0, (len(honest) - 1) // 2))
+    dishonest = data.draw(st.lists(st.integers(-(10**9), 10**9), min_size=count, max_size=count))
+    assert harm_limit(MINIMAL, [*honest, *dishonest]) < max(0, max(honest))
+
+
+def test_an_evaluation_far_from_the_score_does_not_agree() -> None:
+    reports = [(b"a", 90, 100), (b"b", 100, 100), (b"c", -500, 100), (b"a", 60, 50), (b"c", 45, 50)]
+    assert agreements(reports, 3) == {b"a": (2, 2), b"b": (1, 1), b"c": (1, 2)}
+    assert agreements([], 3) == {}
+
+
+def test_who_lies_about_everything_loses_its_voice_and_not_its_reputation() -> None:
+    state = network(8, MANY)
+    liar = identity(5).node_key
+    before = state.voice_of(liar)
+    reports = {(5, i): -1000 for i in range(8)}
+    for seed in range(6):
+        state = checkpoint(state, {i: delta(state, 10 * seed + i) for i in range(8)}, reports).state
+    credibility = {row.node_key: row.credibility_ppm for row in state.reputations}
+    assert credibility[liar] < 100_000
+    assert all(ppm > 600_000 for key, ppm in credibility.items() if key != liar)
+    assert state.reputation_of(liar) == state.reputation_of(identity(0).node_key)
+    assert state.voice_of(liar) < before < state.voice_of(identity(0).node_key)
+
+
+def test_two_evaluations_do_not_say_who_is_right() -> None:
+    state = network(3, MANY)
+    outcome = checkpoint(state, {0: delta(state, 0)}, {(1, 0): -ONE_PPM})
+    assert {row.credibility_ppm for row in outcome.state.reputations} == {MANY.credibility_initial_ppm}
