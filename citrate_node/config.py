@@ -72,6 +72,10 @@ class NodeConfig:
     peers: tuple[str, ...]
     gateway_port: int
     """Port of the trustless gateway on loopback; 0 for none."""
+    read_stores: tuple[Path, ...]
+    """Content stores on this disk, read only, where weights that the chain names may lie."""
+    gateways: tuple[str, ...]
+    """Trustless gateways (URLs) that are asked for such weights, after the stores and before the peers."""
     base_model: str
     data: str
     """Source of the node's own examples (training/data.py); empty for a node that only votes and serves."""
@@ -97,7 +101,7 @@ _NODE_KEYS: dict[str, dict[str, tuple[type, Any]]] = {
         "adapter_id": (str, ...),
     },
     "network": {"listen": (str, "/ip4/127.0.0.1/tcp/0"), "peers": (list, [])},
-    "content": {"gateway_port": (int, 0)},
+    "content": {"gateway_port": (int, 0), "read_stores": (list, []), "gateways": (list, [])},
     "training": {
         "base_model": (str, "embedded"),
         "data": (str, ""),
@@ -148,6 +152,8 @@ def load_node_config(path: Path) -> NodeConfig:
         listen=values["listen"],
         peers=tuple(values["peers"]),
         gateway_port=values["gateway_port"],
+        read_stores=tuple(folder / store for store in values["read_stores"]),
+        gateways=tuple(values["gateways"]),
         base_model=values["base_model"],
         data=values["data"],
         steps=values["steps"],
@@ -175,6 +181,16 @@ def _check_node_values(path: Path, values: dict[str, Any]) -> None:
         ("training.learning_rate", 0.0 < values["learning_rate"] <= 10.0, "must lie between 0 and 10"),
         ("training.threads", 1 <= values["threads"] <= 256, "must lie between 1 and 256"),
         ("content.gateway_port", 0 <= values["gateway_port"] <= 65_535, "must lie between 0 and 65,535"),
+        (
+            "content.read_stores",
+            all(isinstance(store, str) and store for store in values["read_stores"]),
+            "must be folders of content stores",
+        ),
+        (
+            "content.gateways",
+            all(isinstance(u, str) and u.startswith(("http://", "https://")) for u in values["gateways"]),
+            "must be http(s) URLs",
+        ),
         ("chain.contract", _is_hex(values["contract"], 20), "must be 0x and 40 hex digits"),
         ("chain.adapter_id", _is_hex(values["adapter_id"], 32), "must be 0x and 64 hex digits"),
         ("chain.rpc_url", values["rpc_url"].startswith(("http://", "https://")), "must be an http(s) URL"),

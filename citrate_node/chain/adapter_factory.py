@@ -181,6 +181,15 @@ class AdapterFactory:
 
     # ---------------------------------------------------------------- writes
 
+    async def send(self, key: bytes, function: str, *args: Any) -> Receipt:
+        """Any function of the contract by its Solidity name. The methods below are typed ways to it."""
+        return await self._send(key, function, *args)
+
+    async def transfer(self, key: bytes, receiver: bytes, wei: int) -> str:
+        """Send coins and wait until they have arrived; the transaction's hash."""
+        receipt = await self._sender.send(key, receiver, b"", value=wei)
+        return hexed(unhexed(receipt["transactionHash"]))
+
     async def register_base_model(
         self, key: bytes, base_model_id: bytes, name: str, uri: str, licence: str, size_bytes: int
     ) -> Receipt:

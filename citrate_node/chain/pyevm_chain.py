@@ -119,26 +119,35 @@ class PyEvmChain:
         return header
 
     def call(
-        self, data: bytes, *, to: bytes = DEFAULT_CONTRACT, sender: bytes = bytes(20), gas: int = 50_000_000
+        self,
+        data: bytes,
+        *,
+        to: bytes = DEFAULT_CONTRACT,
+        sender: bytes = bytes(20),
+        gas: int = 50_000_000,
+        value: int = 0,
     ) -> bytes:
-        """What a call answers on top of the latest block and of what is pending. Raises CallReverted."""
-        computation = self._execute(data, to, sender, gas)
+        """What a call answers on top of the latest block and of what is pending. Raises CallReverted.
+
+        The sender must own `value`, in wei.
+        """
+        computation = self._execute(data, to, sender, gas, value)
         if computation.is_error:
             raise CallReverted(_revert_data(computation), str(computation.error))
         return bytes(computation.output)
 
-    def gas_needed(self, data: bytes, *, to: bytes, sender: bytes) -> int:
+    def gas_needed(self, data: bytes, *, to: bytes, sender: bytes, value: int = 0) -> int:
         """Gas of a transaction, with a fifth on top: storage prices depend on what comes before it."""
-        computation = self._execute(data, to, sender, 50_000_000)
+        computation = self._execute(data, to, sender, 50_000_000, value)
         if computation.is_error:
             raise CallReverted(_revert_data(computation), str(computation.error))
         return 6 * (computation.get_gas_used() + self._intrinsic_gas(data)) // 5
 
-    def _execute(self, data: bytes, to: bytes, sender: bytes, gas: int) -> ComputationAPI:
+    def _execute(self, data: bytes, to: bytes, sender: bytes, gas: int, value: int) -> ComputationAPI:
         # a base fee of zero lets accounts without money read
         machine = self._chain.get_vm(self.pending.copy(base_fee_per_gas=0))
         transaction = machine.get_transaction_builder().create_unsigned_transaction(
-            nonce=machine.state.get_nonce(sender), gas_price=0, gas=gas, to=to, value=0, data=data
+            nonce=machine.state.get_nonce(sender), gas_price=0, gas=gas, to=to, value=value, data=data
         )
         before = machine.state.snapshot()
         computation: ComputationAPI = machine.state.apply_transaction(

@@ -236,12 +236,21 @@ class PyEvmNode:
 
     def _call(self, call: dict[str, Any], tag: str = "latest", *_: Any) -> str:
         self._require_newest(tag)
-        to, data, sender = _call_fields(call)
-        return "0x" + self._chain.call(data, to=to, sender=sender).hex()
+        to, data, sender, value = self._call_fields(call)
+        return "0x" + self._chain.call(data, to=to, sender=sender, value=value).hex()
 
     def _estimate(self, call: dict[str, Any], *_: Any) -> str:
+        to, data, sender, value = self._call_fields(call)
+        return hex(self._chain.gas_needed(data, to=to, sender=sender, value=value))
+
+    def _call_fields(self, call: dict[str, Any]) -> tuple[bytes, bytes, bytes, int]:
         to, data, sender = _call_fields(call)
-        return hex(self._chain.gas_needed(data, to=to, sender=sender))
+        value = int(call.get("value") or "0x0", 16)
+        if value < 0:
+            raise ValueError("value is negative")
+        if value > self._chain.balance(sender):
+            raise RpcRefused(-32000, "insufficient funds for gas * price + value")
+        return to, data, sender, value
 
     def _gas_price(self) -> str:
         return hex((self._chain.pending.base_fee_per_gas or 0) + 10**9)

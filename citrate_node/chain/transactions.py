@@ -35,15 +35,21 @@ class Sender:
         self._chain_id = chain_id
         self._locks: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def send(self, private_key: bytes, to: bytes, data: bytes) -> dict[str, Any]:
-        """The receipt of a transaction that succeeded. Raises ContractRefusal where the contract says no,
-        before sending or because another transaction came first, and ServiceError where no receipt comes."""
+    async def send(self, private_key: bytes, to: bytes, data: bytes, *, value: int = 0) -> dict[str, Any]:
+        """The receipt of a transaction that succeeded; value: wei that goes with it.
+
+        Raises ContractRefusal where the contract says no, before sending or because another transaction came
+        first, and ServiceError where the account cannot pay or no receipt comes.
+        """
         account = account_of(private_key)
-        call = {"from": hexed(account), "to": hexed(to), "data": hexed(data)}
-        await self._rpc.request("eth_call", call, "latest")
-        # storage may be dearer by the time it runs: the first writer of a word pays more
-        gas = int(await self._rpc.request("eth_estimateGas", call), 16) * 5 // 4
-        raw = await self._enter_pool(private_key, account, to, data, gas)
+        call = {"from": hexed(account), "to": hexed(to), "data": hexed(data), "value": hex(value)}
+        try:
+            await self._rpc.request("eth_call", call, "latest")
+            # storage may be dearer by the time it runs: the first writer of a word pays more
+            gas = int(await self._rpc.request("eth_estimateGas", call), 16) * 5 // 4
+        except RpcError as error:
+            raise _explained(error, account) from error
+        raw = await self._enter_pool(private_key, account, to, data, value, gas)
         receipt = await self._wait(raw)
         if receipt["status"] != "0x1":
             await self._rpc.request("eth_call", call, "latest")
@@ -54,7 +60,7 @@ class Sender:
         return receipt
 
     async def _enter_pool(
-        self, private_key: bytes, account: bytes, to: bytes, data: bytes, gas: int
+        self, private_key: bytes, account: bytes, to: bytes, data: bytes, value: int, gas: int
     ) -> bytes:
         with recursion_limit():
             from eth_account import Account
@@ -70,7 +76,7 @@ class Sender:
                         "nonce": nonce,
                         "to": to,
                         "data": data,
-                        "value": 0,
+                        "value": value,
                         "gas": gas,
                         # twice the base fee: it grows by an eighth per full block at most
                         "maxFeePerGas": 2 * int(block["baseFeePerGas"], 16) + TIP_WEI,

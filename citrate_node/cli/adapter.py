@@ -1,12 +1,12 @@
-"""`citrate adapter`: create, compose and publish; the commands that read are in adapter_read.py.
+"""`citrate adapter`: create, compose and publish. The commands that read are in adapter_read.py, those of an
+adapter's owner in adapter_owner.py.
 
-A write is tried first, then shown and asked about, then sent and waited for. Files and folders are judged in
-runtime/adapters_files.py before the chain hears of them.
+A write is tried first, then shown and asked about, then sent and waited for (adapter_send.py). Files and
+folders are judged in runtime/adapters_files.py before the chain hears of them.
 """
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,25 +16,29 @@ from citrate_node.cli.adapter_options import (
     CHAIN_ID,
     CONTRACT,
     DIR,
+    DRY_RUN,
     KEY_FILE,
     RPC_URL,
     WALLET,
     YES,
     Signer,
-    confirm,
     rank_and_base,
     signer_of,
 )
+from citrate_node.cli.adapter_owner import add_to
 from citrate_node.cli.adapter_read import app
+from citrate_node.cli.adapter_send import agreed, asked, sent, transaction_line
 from citrate_node.cli.wallet import JSON, KEYSTORE, PASSWORD_FILE
 
 if TYPE_CHECKING:
     from citrate_node.chain.contract_types import Receipt
     from citrate_node.protocol.content_id import ContentId
-    from citrate_node.runtime.adapters import AdapterDesk, DryRun, Place
+    from citrate_node.runtime.adapters import AdapterDesk
     from citrate_node.runtime.adapters_files import AdapterFile
 
 __all__ = ["app"]
+
+add_to(app)
 
 _SOURCE = typer.Argument(..., exists=True, help="adapter_model.safetensors, or the PEFT folder it is in.")
 _CALLDATA = typer.Option(
@@ -47,9 +51,9 @@ _WHERE_WEIGHTS_GO = """
 
     **Where the weights go.** Up to 96 KiB they travel in the transaction itself: nodes pick them up from
     there, so nothing else need be running (about 16 gas per byte). Larger ones go to a content store and only
-    their CID on chain; the store is `--store`, else `DIR/content` beside the devnet. Nodes fetch by CID only
-    from nodes: to have large weights served, stop a node and name its folder with `--store`. A store of the
-    devnet that holds them already is enough.
+    their CID on chain; the store is `--store`, else `DIR/content` of the devnet, which its nodes read. Nodes
+    elsewhere find them in the stores and gateways of their node.toml (`content.read_stores`,
+    `content.gateways`), or at a node that holds them.
 """
 
 
@@ -79,6 +83,7 @@ def create(
     password_file: Path | None = PASSWORD_FILE,
     key_file: Path | None = KEY_FILE,
     yes: bool = YES,
+    dry_run: bool = DRY_RUN,
     json_lines: bool = JSON,
 ) -> None:
     from citrate_node.runtime.adapters import place_of
@@ -101,16 +106,18 @@ def create(
     if base is not None:
         require_fit(file.weights, base, str(source))
     signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
-    way = _way(file, place, calldata=calldata, store=store)
+    _require_one_way(calldata=calldata, store=store)
 
     async def act(desk: AdapterDesk) -> dict[str, Any]:
+        way = await _way(file, desk, calldata=calldata, store=store)
         run = await desk.dry_run(
             signer.account, "createAdapter", config.base_model_id, name, way.argument, config.rank
         )
-        receipt = await _agreed(desk, signer, run, _lines(file, way, f"name {name!r}", place), way, yes=yes)
+        lines = _lines(file, way, f"name {name!r}")
+        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run, before=way.put)
         return _sent("created", receipt, receipt.adapter_id, signer) | way.facts(file) | {"name": name}
 
-    _show(asyncio.run(_with_desk(place, act)), json_lines)
+    _show(asked(place, act), json_lines)
 
 
 @app.command(
@@ -132,12 +139,14 @@ def publish(
     password_file: Path | None = PASSWORD_FILE,
     key_file: Path | None = KEY_FILE,
     yes: bool = YES,
+    dry_run: bool = DRY_RUN,
     json_lines: bool = JSON,
 ) -> None:
     from citrate_node.runtime.adapters import id_bytes, place_of
     from citrate_node.runtime.adapters_files import local_base, read_adapter, require_fit, require_rank
 
     adapter_id = id_bytes(adapter, "adapter id")
+    _require_one_way(calldata=calldata, store=store)
     place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
     signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
 
@@ -148,13 +157,13 @@ def publish(
         base = local_base(row.base_model_id, place.base_model)
         if base is not None:
             require_fit(file.weights, base, str(source))
-        way = _way(file, place, calldata=calldata, store=store)
+        way = await _way(file, desk, calldata=calldata, store=store)
         run = await desk.dry_run(signer.account, "publishVersion", adapter_id, way.argument)
-        what = f"version {run.answer} of {row.name!r} 0x{adapter_id.hex()}"
-        receipt = await _agreed(desk, signer, run, _lines(file, way, what, place), way, yes=yes)
+        lines = _lines(file, way, f"version {run.answer} of {row.name!r} 0x{adapter_id.hex()}")
+        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run, before=way.put)
         return _sent("published", receipt, adapter_id, signer) | way.facts(file) | {"name": row.name}
 
-    _show(asyncio.run(_with_desk(place, act)), json_lines)
+    _show(asked(place, act), json_lines)
 
 
 @app.command()
@@ -171,6 +180,7 @@ def compose(
     password_file: Path | None = PASSWORD_FILE,
     key_file: Path | None = KEY_FILE,
     yes: bool = YES,
+    dry_run: bool = DRY_RUN,
     json_lines: bool = JSON,
 ) -> None:
     """Ask the network for the exact weighted sum of two adapters of one base model.
@@ -198,7 +208,7 @@ def compose(
             ranks, base = ranks + row.rank, row.base_model_id
         rank = min(ranks, COMPOSED_RANK_MAX)
         lines.append(rank_and_base(rank, base) + (f" (recompressed from {ranks})" if ranks > rank else ""))
-        receipt = await _agreed(desk, signer, run, lines, None, yes=yes)
+        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run)
         return _sent("composed", receipt, receipt.adapter_id, signer) | {
             "parents": ["0x" + adapter_id.hex() for adapter_id in ids],
             "weights": list(parts),
@@ -206,7 +216,7 @@ def compose(
             "pending": True,
         }
 
-    _show(asyncio.run(_with_desk(place, act)), json_lines)
+    _show(asked(place, act), json_lines)
 
 
 # ---------------------------------------------------------------- the common part
@@ -242,12 +252,6 @@ class _Way:
             return "in the transaction"
         return f"by CID, stored in {self.store}" if self.store else "by CID, stored already"
 
-    def warning(self, place: Place) -> list[str]:
-        """A store that no node opens is read by this machine's users alone."""
-        if self.store is None or self.store != place.own_store:
-            return []
-        return ["no node serves that store: compositions of this adapter wait until one holds the weights"]
-
     def facts(self, file: AdapterFile) -> dict[str, Any]:
         return {
             "weights_hash": self.content.digest.hex(),
@@ -261,15 +265,20 @@ class _Way:
         }
 
 
-def _way(file: AdapterFile, place: Place, *, calldata: bool, store: Path | None) -> _Way:
+def _require_one_way(*, calldata: bool, store: Path | None) -> None:
+    from citrate_node.errors import ConfigError
+
+    if calldata and store is not None:
+        raise ConfigError("give either --calldata or --store, not both")
+
+
+async def _way(file: AdapterFile, desk: AdapterDesk, *, calldata: bool, store: Path | None) -> _Way:
     """Decide as the help says. Raises ConfigError where the wish cannot be met."""
     from citrate_node.errors import ConfigError
     from citrate_node.runtime.adapters import CALLDATA_BYTES_MAX, CALLDATA_BYTES_MIN, store_folder
     from citrate_node.runtime.adapters_weights import held_by
 
     content = file.content
-    if calldata and store is not None:
-        raise ConfigError("give either --calldata or --store, not both")
     fits = CALLDATA_BYTES_MIN <= content.size_bytes <= CALLDATA_BYTES_MAX
     if calldata and not fits:
         raise ConfigError(
@@ -280,56 +289,30 @@ def _way(file: AdapterFile, place: Place, *, calldata: bool, store: Path | None)
         return _Way(content, file.data, store_folder(store), in_calldata=False)
     if fits:
         return _Way(content, file.data, None, in_calldata=True)
-    if held_by(place.stores, content) is not None:
-        return _Way(content, file.data, None, in_calldata=False)
-    if place.own_store is None:
+    own = await desk.own_store()
+    if own is None:
         raise ConfigError(
-            f"the weights have {content.size_bytes} bytes, too many for a transaction\n"
+            f"the weights have {content.size_bytes} bytes, too many for a transaction, and the network at "
+            f"{desk.place.rpc_url} is not the devnet in --dir\n"
             "  name a content store for them with --store; one is made where there is none"
         )
-    return _Way(content, file.data, place.own_store, in_calldata=False)
+    if held_by(desk.place.stores, content) is not None:
+        return _Way(content, file.data, None, in_calldata=False)
+    return _Way(content, file.data, own, in_calldata=False)
 
 
-def _lines(file: AdapterFile, way: _Way, what: str, place: Place) -> list[str]:
+def _lines(file: AdapterFile, way: _Way, what: str) -> list[str]:
     config = file.weights.config
     return [
         f"{what}, {rank_and_base(config.rank, config.base_model_id)}",
         *(["converted from an ordinary PEFT file, rounded to multiples of 2^-24"] if file.converted else []),
         f"weights {way.content.cid}, {way.content.size_bytes:,} bytes, {way}",
-        *way.warning(place),
     ]
 
 
-async def _agreed(
-    desk: AdapterDesk, signer: Signer, run: DryRun, lines: list[str], way: _Way | None, *, yes: bool
-) -> Receipt:
-    """Show, ask, unlock, store, send."""
-    if not signer.json_lines:
-        confirm(run, desk.place, desk.factory.chain_id, lines, ask=not yes)
-    key = await asyncio.to_thread(signer.key)
-    if way is not None:
-        await asyncio.to_thread(way.put)
-    return await desk.send(key, run)
-
-
-async def _with_desk(place: Place, act: Any) -> dict[str, Any]:
-    from citrate_node.runtime.adapters import connected
-
-    async with connected(place) as desk:
-        facts: dict[str, Any] = await act(desk)
-        return facts
-
-
 def _sent(kind: str, receipt: Receipt, adapter_id: bytes, signer: Signer) -> dict[str, Any]:
-    return {
-        "type": kind,
-        "adapter_id": "0x" + adapter_id.hex(),
-        "version": None if kind == "composed" else receipt.version,
-        "account": "0x" + signer.account.hex(),
-        "tx": receipt.tx_hash,
-        "block": receipt.block_number,
-        "gas_used": receipt.gas_used,
-    }
+    version = None if kind == "composed" else receipt.version
+    return {"adapter_id": "0x" + adapter_id.hex(), "version": version} | sent(kind, receipt, signer)
 
 
 def _show(facts: dict[str, Any], json_lines: bool) -> None:
@@ -342,7 +325,7 @@ def _show(facts: dict[str, Any], json_lines: bool) -> None:
     typer.echo(f"{facts['type']} {facts['adapter_id']}  {version}")
     if "cid" in facts:
         typer.echo(f"  cid          {facts['cid']}")
-    typer.echo(f"  transaction  {facts['tx']} in block {facts['block']}, {facts['gas_used']:,} gas")
+    typer.echo(transaction_line(facts))
 
 
 def _weights(text: str) -> tuple[int, int]:

@@ -1,18 +1,14 @@
 """What the adapter commands share: where the chain is, which wallet signs, and how one is asked.
 
-Called by cli/adapter.py and cli/adapter_weights.py.
+Called by the modules of `citrate adapter` and by cli/base_chain.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
-
-if TYPE_CHECKING:
-    from citrate_node.runtime.adapters import DryRun, Place
 
 DIR = typer.Option(Path("devnet"), "--dir", help="Folder of a devnet: gives chain, chain id and stores.")
 RPC_URL = typer.Option("", "--rpc-url", help="The chain. Default: the one of the devnet in --dir.")
@@ -30,6 +26,14 @@ STORES = typer.Option(
     "--store",
     help="Content store to read, or the data folder of a node (repeated: asked in this order). "
     "Default: those of the devnet in --dir.",
+)
+GATEWAYS = typer.Option(
+    [],
+    "--gateway",
+    help="URL of a trustless IPFS gateway, asked after the stores (repeated). Every block is verified.",
+)
+DRY_RUN = typer.Option(
+    False, "--dry-run", help="Try it and say what it would cost; send nothing, need no password."
 )
 OFFSET = typer.Option(0, "--offset", min=0, help="Rows to leave out at the beginning.")
 LIMIT = typer.Option(50, "--limit", min=1, max=10_000, help="Rows to show at most.")
@@ -89,22 +93,6 @@ def signer_of(
             else f"there is no wallet in {folder}\n  make one with `citrate wallet new NAME`, then fund it"
         )
     return Signer(entries[0].account, folder, entries[0].name, password_file, None, json_lines)
-
-
-def confirm(run: DryRun, place: Place, chain_id: int, lines: list[str], *, ask: bool) -> None:
-    """Say what is about to happen, and ask. A no ends the command with 1; nothing was sent."""
-    from citrate_node.runtime.adapters import coins
-
-    typer.echo(f"{run.function} on chain {chain_id} at {place.rpc_url}, contract 0x{place.contract.hex()}")
-    for line in lines:
-        typer.echo(f"  {line}")
-    typer.echo(
-        f"  from 0x{run.account.hex()}, about {run.gas:,} gas, "
-        f"at most {coins(run.cost_wei_max, at_most=True)} of {coins(run.balance_wei)}"
-    )
-    if ask and not typer.confirm("send it?"):
-        typer.echo("nothing was sent")
-        raise typer.Exit(1)
 
 
 def rank_and_base(rank: int, base_model_id: bytes) -> str:

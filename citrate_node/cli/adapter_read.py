@@ -1,18 +1,26 @@
-"""The `citrate adapter` commands that read: show, list, history, bases, pull and verify.
+"""The `citrate adapter` commands that read: show, list, history, pull and verify.
 
 Nothing here signs or sends. cli/adapter.py adds the commands that do to the same group.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, LIMIT, OFFSET, RPC_URL, STORES
+from citrate_node.cli.adapter_options import (
+    CHAIN_ID,
+    CONTRACT,
+    DIR,
+    GATEWAYS,
+    LIMIT,
+    OFFSET,
+    RPC_URL,
+    STORES,
+)
+from citrate_node.cli.adapter_send import asked
 from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
@@ -33,8 +41,6 @@ SHOWN_VERSIONS = 20
 
 SHOWN_DIFFERENCES = 10
 """Of `verify`, to a person: two trainings of one adapter differ in every tensor."""
-
-T = TypeVar("T")
 
 
 @app.command()
@@ -59,15 +65,15 @@ def show(
         return row, rows, await desk.lineage(adapter_id)
 
     place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    row, versions, tree = _asked(place, read)
+    row, versions, tree = asked(place, read)
     if json_lines:
-        print_json(_adapter_facts(row))
+        print_json(adapter_facts(row))
         for version in versions:
             print_json(_version_facts(row.id, version))
         print_json({"type": "lineage", **_tree_facts(tree)})
         return
-    for name, value in _adapter_facts(row).items():
-        if name != "type":
+    for name, value in adapter_facts(row).items():
+        if name != "type" and value is not None:
             typer.echo(f"{name:<16} {value}")
     typer.echo(f"versions         {row.version_count}" + ("" if versions else ", waits for its checkpoint"))
     for version in versions:
@@ -94,10 +100,10 @@ def list_adapters(
 
     place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
     base_id = find_base(base_model, place.base_model)[0] if base_model else None
-    rows, following = _asked(place, lambda desk: desk.adapters(offset, limit, base_id))
+    rows, following = asked(place, lambda desk: desk.adapters(offset, limit, base_id))
     for row in rows:
         if json_lines:
-            print_json(_adapter_facts(row))
+            print_json(adapter_facts(row))
         else:
             versions = f"{row.version_count} versions" if row.version_count else "pending"
             typer.echo(f"0x{row.id.hex()}  {row.name or '(composition)'}  rank {row.rank}  {versions}")
@@ -130,7 +136,7 @@ def history(
         return await desk.adapter(adapter_id), await desk.history(adapter_id, offset, limit)
 
     place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    row, versions = _asked(place, read)
+    row, versions = asked(place, read)
     following = offset + len(versions) if offset + len(versions) < row.version_count else None
     for version in versions:
         if json_lines:
@@ -148,42 +154,11 @@ def history(
 
 
 @app.command()
-def bases(
-    offset: int = OFFSET,
-    limit: int = LIMIT,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    json_lines: bool = JSON,
-) -> None:
-    """List the base models that are registered: an adapter can be created only for one of them."""
-    from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import place_of
-
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    for row in _asked(place, lambda desk: desk.factory.base_models(offset, limit)):
-        if json_lines:
-            print_json(
-                {
-                    "type": "base_model",
-                    "base_model_id": "0x" + row.id.hex(),
-                    "name": row.name,
-                    "uri": row.uri,
-                    "licence": row.licence,
-                    "size_bytes": row.size_bytes,
-                    "registrar": "0x" + row.registrar.hex(),
-                }
-            )
-        else:
-            typer.echo(f"0x{row.id.hex()}  {row.name}  {row.licence}  {row.size_bytes:,} bytes")
-
-
-@app.command()
 def pull(
     reference: str = _REFERENCE,
     out: Path = typer.Option(..., "--out", help="Folder to write; it must be absent or empty."),
     stores: list[Path] = STORES,
+    gateways: list[str] = GATEWAYS,
     folder: Path = DIR,
     rpc_url: str = RPC_URL,
     contract: str = CONTRACT,
@@ -192,9 +167,9 @@ def pull(
 ) -> None:
     """Get the weights of a version, check them against the chain, and write a PEFT folder.
 
-    Looks in the content stores, then in the transaction that recorded the version. PEFT's
-    `PeftModel.from_pretrained` loads the folder; its adapter_model.safetensors is, byte for byte, the file
-    that the chain names.
+    Looks in the content stores, behind the gateways, then in the transaction that recorded the version.
+    PEFT's `PeftModel.from_pretrained` loads the folder; its adapter_model.safetensors is, byte for byte, the
+    file that the chain names.
     """
     from citrate_node.cli.output import print_json
     from citrate_node.errors import ConfigError
@@ -209,7 +184,9 @@ def pull(
     adapter_id, number = adapter_reference(reference)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not an empty folder\n  give another --out")
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores)
+    place = place_of(
+        folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
+    )
 
     async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes, str, str]:
         version = await desk.version(adapter_id, number)
@@ -217,7 +194,7 @@ def pull(
         data, where = await desk.weights(adapter_id, version)
         return row, version, data, where, (await desk.factory.base_model(row.base_model_id)).name
 
-    row, version, data, where, base_name = _asked(place, read)
+    row, version, data, where, base_name = asked(place, read)
     file = decoded(data, place.limits, f"version {version.version} of 0x{adapter_id.hex()}")
     require_base(file.weights, row.base_model_id, f"version {version.version}")
     require_rank(file.weights, row.rank, f"version {version.version}")
@@ -238,6 +215,7 @@ def verify(
     local: Path = typer.Argument(..., metavar="FOLDER", help="A PEFT folder, or a weights file."),
     reference: str = _REFERENCE,
     stores: list[Path] = STORES,
+    gateways: list[str] = GATEWAYS,
     folder: Path = DIR,
     rpc_url: str = RPC_URL,
     contract: str = CONTRACT,
@@ -255,7 +233,9 @@ def verify(
     from citrate_node.runtime.adapters_weights import WeightsMismatch, differences
 
     adapter_id, number = adapter_reference(reference)
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores)
+    place = place_of(
+        folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
+    )
 
     async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes | None]:
         version = await desk.version(adapter_id, number)
@@ -265,7 +245,7 @@ def verify(
             data = None  # the hash decides; with the bytes at hand we can also say which tensor
         return await desk.adapter(adapter_id), version, data
 
-    row, version, data = _asked(place, read)
+    row, version, data = asked(place, read)
     # made for another base: then that is what differs, and worth naming beside the rest
     ours = read_adapter(local, place.limits, None if _says_its_base(local, place) else row.base_model_id)
     wrong = differences(ours.content, version)
@@ -294,16 +274,6 @@ def verify(
 # ---------------------------------------------------------------- the common part
 
 
-def _asked(place: Place, read: Callable[[AdapterDesk], Awaitable[T]]) -> T:
-    from citrate_node.runtime.adapters import connected
-
-    async def run() -> T:
-        async with connected(place) as desk:
-            return await read(desk)
-
-    return asyncio.run(run())
-
-
 def _says_its_base(local: Path, place: Place) -> bool:
     """Whether the file is in this network's spelling, which names its base model."""
     from citrate_node.errors import ConfigError
@@ -315,7 +285,8 @@ def _says_its_base(local: Path, place: Place) -> bool:
         return False
 
 
-def _adapter_facts(row: AdapterRow) -> dict[str, Any]:
+def adapter_facts(row: AdapterRow) -> dict[str, Any]:
+    """An adapter as one JSON object."""
     from citrate_node.chain.contract_types import MENTORSHIP_OPEN
 
     until = row.mentorship_until
@@ -328,6 +299,7 @@ def _adapter_facts(row: AdapterRow) -> dict[str, Any]:
         "depth": row.depth,
         "creator": "0x" + row.creator.hex(),
         "owner": "0x" + row.owner.hex(),
+        "pending_owner": "0x" + row.pending_owner.hex() if any(row.pending_owner) else None,
         "version_count": row.version_count,
         "mentorship": "open"
         if until == MENTORSHIP_OPEN

@@ -1,7 +1,7 @@
 """A wallet user's way to the contract: tried before it is sent, refusals explained, weights checked.
 
 `AdapterDesk` holds one connection. What is asked of a person, and what is printed, is the command line's;
-what a file may be is adapters_files.py's. Called by cli/adapter.py and cli/wallet.py.
+what a file may be is adapters_files.py's. Called by cli/adapter*.py, cli/base_chain.py and cli/wallet.py.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from typing import Any
 
 from ..chain.adapter_factory import AdapterFactory, cid_argument
 from ..chain.contract_abi import factory_abi
-from ..chain.contract_types import AdapterRow, LineageRow, Receipt, VersionRow
+from ..chain.contract_types import AdapterRow, BaseModelRow, LineageRow, Receipt, VersionRow
 from ..chain.rpc import ContractRefusal, Rpc, hexed
 from ..config import load_preset
+from ..content.sources import ContentSource, FolderSource, GatewaySource, gateway_url
 from ..errors import ConfigError
 from ..protocol.adapter import AdapterLimits
 from ..protocol.content_id import ContentId
@@ -55,8 +56,12 @@ class Place:
     """The chain that is meant. None: whichever answers."""
     stores: tuple[Path, ...]
     """Folders of content stores that are read, in this order."""
+    gateways: tuple[str, ...]
+    """URLs of trustless gateways that are asked after the stores."""
     own_store: Path | None
-    """Store that large weights are written to unless another is named; None without a devnet."""
+    """The store of the devnet in the folder: its nodes read it. None without a devnet."""
+    genesis_record_hash: bytes
+    """Of that devnet, which no other network has; empty without a devnet."""
     base_model: str
     """Name of the base that this machine has: "embedded", or what the devnet was started with."""
     limits: AdapterLimits
@@ -69,6 +74,7 @@ def place_of(
     contract: str = "",
     chain_id: int = 0,
     stores: Sequence[Path] = (),
+    gateways: Sequence[str] = (),
 ) -> Place:
     """Flags over the devnet in `folder`. A chain that is named by its URL needs no devnet.
 
@@ -91,7 +97,9 @@ def place_of(
         contract=account_bytes(contract) if contract else ADAPTER_FACTORY_ADDRESS,
         chain_id=chain_id or None,
         stores=tuple(store_folder(path) for path in stores) or found,
+        gateways=tuple(gateway_url(url) for url in gateways),
         own_store=own,
+        genesis_record_hash=bytes.fromhex(choices.genesis_record_hash) if choices else b"",
         base_model=choices.base_model if choices else "embedded",
         limits=AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max),
     )
@@ -140,7 +148,7 @@ class DryRun:
     arguments: tuple[Any, ...]
     account: bytes
     answer: Any
-    """What the call returned: the id of the adapter, or the number of the version."""
+    """What the call returned: the id of the adapter, the number of the version; empty where it is neither."""
     gas: int
     """As the chain estimates it."""
     cost_wei_max: int
@@ -169,6 +177,14 @@ class AdapterDesk:
         self.factory = factory
         self._rpc = rpc
 
+    async def own_store(self) -> Path | None:
+        """Where weights go that are too large for a transaction: the store that the nodes of this network
+        read. None where the devnet in the folder is not the network behind this contract."""
+        if self.place.own_store is None:
+            return None
+        same = await self.factory.genesis_record_hash() == self.place.genesis_record_hash
+        return self.place.own_store if same else None
+
     # ---------------------------------------------------------------- writes
 
     async def dry_run(self, account: bytes, function: str, *arguments: Any) -> DryRun:
@@ -194,14 +210,8 @@ class AdapterDesk:
 
     async def send(self, key: bytes, run: DryRun) -> Receipt:
         """Send what was tried, and wait for its receipt. The contract may have changed its mind meanwhile."""
-        key_and_arguments = (key, *run.arguments)
         with _explaining():
-            if run.function == "createAdapter":
-                return await self.factory.create_adapter(*key_and_arguments)
-            if run.function == "composeAdapters":
-                return await self.factory.compose_adapters(*key_and_arguments)
-            assert run.function == "publishVersion", run.function
-            return await self.factory.publish_version(*key_and_arguments)
+            return await self.factory.send(key, run.function, *run.arguments)
 
     # ---------------------------------------------------------------- reads
 
@@ -247,6 +257,21 @@ class AdapterDesk:
                     break
         return rows, place if place < total else None
 
+    async def base_model(self, base_model_id: bytes) -> BaseModelRow:
+        with _explaining():
+            return await self.factory.base_model(base_model_id)
+
+    async def base_models(self, offset: int, limit: int) -> tuple[list[BaseModelRow], int | None]:
+        """Up to `limit` registered base models from place `offset` on, and the place to go on from."""
+        rows: list[BaseModelRow] = []
+        while len(rows) <= limit:  # one more than is shown: it tells whether there are more
+            wanted = min(PAGE_ROWS, limit + 1 - len(rows))
+            page = await self.factory.base_models(offset + len(rows), wanted)
+            rows += page
+            if len(page) < wanted:
+                break
+        return rows[:limit], offset + limit if len(rows) > limit else None
+
     async def lineage(self, adapter_id: bytes) -> Ancestor:
         """The tree of compositions above an adapter; one that stands in it twice is opened once."""
         return await self._ancestor(adapter_id, None, None, set())
@@ -272,12 +297,12 @@ class AdapterDesk:
     async def weights(self, adapter_id: bytes, row: VersionRow) -> tuple[bytes, str]:
         """The bytes of a version, checked against the chain, and where they came from.
 
-        Asks the stores, then the calldata of the transaction that recorded it. Raises WeightsMissing or
-        WeightsMismatch.
+        Asks the stores, then the gateways, then the calldata of the transaction that recorded it. Raises
+        WeightsMissing or WeightsMismatch.
         """
-        return await find_weights(
-            self.factory, self.place.stores, self.place.limits.size_bytes_max, adapter_id, row
-        )
+        sources: list[ContentSource] = [FolderSource(path) for path in self.place.stores]
+        sources += [GatewaySource(url) for url in self.place.gateways]
+        return await find_weights(self.factory, sources, self.place.limits.size_bytes_max, adapter_id, row)
 
 
 @asynccontextmanager
@@ -314,7 +339,16 @@ def coins(wei: int, *, at_most: bool = False) -> str:
 _ADVICE = {
     "UnknownAdapter": "`citrate adapter list` shows the adapters of this contract",
     "UnknownVersion": "`citrate adapter history` shows the versions of an adapter",
-    "UnknownBaseModel": "`citrate adapter bases` shows the base models that are registered",
+    "UnknownBaseModel": "`citrate base list` shows the base models that are registered",
+    "BaseModelExists": "it needs no second registration: `citrate base show` it",
+    "ZeroBaseModelId": "give the id of a base model: `citrate base id` computes it",
+    "ZeroSize": "give the size of the base model's files in bytes, above 0",
+    "NotPendingOwner": (
+        "the owner must offer it to this account first, with `citrate adapter transfer`; pendingOwner 0x00… "
+        "means that nobody was offered it"
+    ),
+    "NotWeightsNorCid": "weights have at least 64 bytes; a CID is 36 bytes, or 44 with the size",
+    "UnsupportedCodec": "name weights by a CIDv1 of codec raw (0x55) or dag-pb (0x70), hash sha2-256",
     "NotYetCertified": (
         "a composition that waits for its first checkpoint: nodes compute it once they have the weights "
         "of both parents; look again with `citrate adapter show`"
@@ -326,10 +360,11 @@ _ADVICE = {
     "DepthLimit": "compose adapters that are themselves compositions of fewer others",
     "NotOwner": "use the wallet of the owner, or have the adapter transferred to yours",
     "OpenToMentorship": (
-        "while it is open its versions come from the network; the owner can close it with closeMentorship"
+        "while it is open its versions come from the network; the owner closes it with `citrate adapter "
+        "close`, and publishes once the checkpoint that is under way is final"
     ),
     "RankOutOfRange": "the contract takes ranks from 1 to 64",
-    "TextLength": "give a shorter name; an empty one is refused too",
+    "TextLength": "the limits are in bytes of UTF-8; an empty name or licence is refused too",
     "WeightsTooLarge": "leave --calldata out: the weights then go to a content store, and their CID on chain",
 }
 

@@ -105,7 +105,7 @@ def require_base(weights: AdapterWeights, base_model_id: bytes, what: str) -> No
     if weights.config.base_model_id != base_model_id:
         raise BaseModelMismatch(
             f"{what} is made for base model {weights.config.base_model_id.hex()}, not {base_model_id.hex()}\n"
-            "  give the base model that it was trained on; `citrate adapter bases` lists those on chain"
+            "  give the base model that it was trained on; `citrate base list` lists those on chain"
         )
 
 

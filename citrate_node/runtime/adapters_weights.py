@@ -1,18 +1,18 @@
-"""The bytes of a version, wherever they lie: content stores beside the user, else calldata on the chain.
+"""The bytes of a version, wherever they lie: content stores beside the user, gateways, calldata on the chain.
 
-Nothing is believed: a store hashes every block it hands out, and the whole is named again and compared with
-the chain's digest, codec and size. Called by adapters.py and cli/adapter.py.
+Nothing is believed: every block is hashed, and the whole is named again and compared with the chain's digest,
+codec and size. Called by adapters.py and cli/adapter.py.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..chain.adapter_factory import AdapterFactory
 from ..chain.contract_types import VersionAdded, VersionRow
 from ..content.block_store import BlockStore
+from ..content.sources import ContentSource
 from ..errors import CitrateError, ServiceError
 from ..protocol.content_id import RAW, ContentId, cid_text, content_id
 
@@ -26,20 +26,24 @@ class WeightsMismatch(ServiceError):
 
 
 async def find_weights(
-    factory: AdapterFactory, stores: Sequence[Path], size_bytes_max: int, adapter_id: bytes, row: VersionRow
+    factory: AdapterFactory,
+    sources: Sequence[ContentSource],
+    size_bytes_max: int,
+    adapter_id: bytes,
+    row: VersionRow,
 ) -> tuple[bytes, str]:
     """(bytes, where they came from). Raises WeightsMissing, naming every place that was asked."""
     asked: list[str] = []
-    for path in stores:
+    for source in sources:
         try:
-            data = await asyncio.to_thread(_from_store, path, row, size_bytes_max)
+            data = await _from_source(source, row, size_bytes_max)
         except WeightsMismatch:
             raise
         except CitrateError as error:
-            asked.append(f"{path}: {str(error).splitlines()[0]}")
+            asked.append(f"{source.name}: {str(error).splitlines()[0]}")
         else:
-            require_same(data, row, str(path))
-            return data, str(path)
+            require_same(data, row, source.name)
+            return data, source.name
     in_calldata = await _from_calldata(factory, adapter_id, row)
     if in_calldata is not None:
         require_same(in_calldata, row, "the transaction")
@@ -74,19 +78,15 @@ def differences(content: ContentId, row: VersionRow) -> list[str]:
     return wrong
 
 
-def _from_store(path: Path, row: VersionRow, size_bytes_max: int) -> bytes:
-    store = BlockStore(path, read_only=True)
-    try:
-        content = store.resolve(cid_text(row.codec, row.weights_hash), size_bytes_max)
-        if row.size_bytes and content.size_bytes != row.size_bytes:
-            raise WeightsMismatch(
-                f"{content.cid} has {content.size_bytes} bytes, but the chain says {row.size_bytes}\n"
-                "  whoever published version "
-                f"{row.version} stated a wrong size; ask the owner to publish it anew"
-            )
-        return store.get(content)
-    finally:
-        store.close()
+async def _from_source(source: ContentSource, row: VersionRow, size_bytes_max: int) -> bytes:
+    content = await source.resolve(cid_text(row.codec, row.weights_hash), size_bytes_max)
+    if row.size_bytes and content.size_bytes != row.size_bytes:
+        raise WeightsMismatch(
+            f"{content.cid} has {content.size_bytes} bytes, but the chain says {row.size_bytes}\n"
+            "  whoever published version "
+            f"{row.version} stated a wrong size; ask the owner to publish it anew"
+        )
+    return await source.get(content)
 
 
 async def _from_calldata(factory: AdapterFactory, adapter_id: bytes, row: VersionRow) -> bytes | None:

@@ -1,9 +1,10 @@
 """Follows the contract's events: picks up weights that the chain names, and brings compositions to the node.
 
-Weights in calldata are stored; weights named by CID are fetched from peers in the background and pinned, so
-that every version on chain can be had from any node. A composition goes to the node once both parents are
-here. How far the chain was followed, what is still wanted and which compositions wait is in the database:
-a killed node goes on where it was. Started by main_loop as one of its tasks.
+Weights in calldata are stored. Weights named by CID are fetched in the background, from the operator's
+sources or from peers, and pinned: so every version on chain can be had from any node. A composition goes to
+the node once both parents are here. How far the chain was followed, what is still wanted and which
+compositions wait is in the database: a killed node goes on where it was. Started by main_loop as one of its
+tasks.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ class Chain(Protocol):
 class Fetches(Protocol):
     """What is asked of Fetcher."""
 
-    async def fetch(
-        self, content: ContentId, first: str | None = None
-    ) -> tuple[bytes | None, str | None]: ...
+    async def fetch_weights(self, content: ContentId) -> tuple[bytes | None, str | None]: ...
+
+    async def resolve(self, cid: str, size_bytes_max: int) -> ContentId | None: ...
 
 
 @dataclass
@@ -204,11 +205,11 @@ class ChainEvents:
         if content is None:
             reason = f"{size_bytes} bytes, limit {limit}"
         elif size_bytes == 0:
-            # a bare CID: peers are asked by digest and size, so only the own store can help
-            try:
-                return await self._store.resolve(cid_text(codec, digest), limit)
-            except ServiceError:
-                reason = "its size is not on chain, and it is not in this node's store"
+            # a bare CID: peers are asked by digest and size, so only stores on this disk can help
+            found = await self._fetcher.resolve(cid_text(codec, digest), limit)
+            if found is not None:
+                return found
+            reason = "its size is not on chain, and it is in no store that this node reads"
         elif content.codec != codec:
             reason = f"{size_bytes} bytes have no root of codec {codec:#x}"
         else:
@@ -238,14 +239,14 @@ class ChainEvents:
         attempts.count += 1
         attempts.next_at = now + min(RETRY_SECONDS_MAX, POLL_SECONDS * 2**attempts.count)
         try:
-            data, peer = None, None
+            source = None
             if not await self._store.has(content):
                 held = await asyncio.to_thread(self._database.picked_up_bytes)
                 if held + content.size_bytes > PICKED_UP_BYTES_MAX:
                     raise ServiceError(f"{held} bytes of other adapters' weights are here already")
-                data, peer = await self._fetcher.fetch(content)
+                data, source = await self._fetcher.fetch_weights(content)
                 if data is None:
-                    raise ServiceError("no peer gave it")
+                    raise ServiceError("no source and no peer gave it")
                 await self._store.put(data)
             await self._store.pin(content)
         except ServiceError as error:
@@ -257,8 +258,8 @@ class ChainEvents:
             return
         await asyncio.to_thread(self._database.set_held, content)
         del self._attempts[content]
-        if peer is not None:
-            self._report(_picked_up(content, peer))
+        if source is not None:
+            self._report(_picked_up(content, source))
 
     # ---------------------------------------------------------------- compositions
 

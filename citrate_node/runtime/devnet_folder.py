@@ -143,6 +143,8 @@ class DevnetFolder:
                 "listen": f"/ip4/127.0.0.1/tcp/{choices.node_ports[number - 1]}",
                 "peers": [self.address(choices, other) for other in numbers if other != number],
             },
+            # where wallet users of this devnet put weights that are too large for a transaction
+            "content": {"read_stores": ["../content"]},
             "training": {
                 "base_model": choices.base_model,
                 "data": self.data_source(choices, number),

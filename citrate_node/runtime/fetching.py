@@ -1,16 +1,21 @@
 """Gets contents and checkpoint results from peers: own store first, one named peer, then any.
 
-Every byte is checked by hash before anyone sees it (network/blobs.py re-imports a download). Called by wiring
-(a node's first state) and main_loop (deltas, missed checkpoints).
+Weights that the chain names may also lie where no peer serves them: in another store on this disk, behind a
+gateway. Those are asked before the peers, and never for a delta. Every byte is checked by hash before anyone
+sees it (network/blobs.py re-imports a download). Called by wiring (a node's first state), main_loop (deltas,
+missed checkpoints) and chain_events (weights of other adapters).
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..content.interface import ContentStore
+from ..content.sources import ContentSource, FolderSource, from_sources
 from ..errors import ServiceError
 from ..network.libp2p_network import Libp2pNetwork
 from ..network.settings import BlobRefused, BlobStatus, PeerFailed
@@ -28,13 +33,23 @@ REQUEST_TIMEOUT_MS = 5_000
 
 
 class Fetcher:
-    """One node's way to what it does not hold. incoming: folder for downloads that are not complete."""
+    """One node's way to what it does not hold.
 
-    def __init__(self, store: ContentStore, network: Libp2pNetwork, incoming: Path) -> None:
+    incoming: folder for downloads that are not complete. sources: where weights may lie beside the peers.
+    """
+
+    def __init__(
+        self,
+        store: ContentStore,
+        network: Libp2pNetwork,
+        incoming: Path,
+        sources: Sequence[ContentSource] = (),
+    ) -> None:
         incoming.mkdir(parents=True, exist_ok=True)
         self._store = store
         self._network = network
         self._incoming = incoming
+        self._sources = tuple(sources)
         self._slots = asyncio.Semaphore(FETCHES_AT_ONCE)
         self._running: dict[ContentId, asyncio.Future[tuple[bytes | None, str | None]]] = {}
 
@@ -58,6 +73,27 @@ class Fetcher:
             self._running[content] = running
             running.add_done_callback(lambda _: self._running.pop(content, None))
         return await asyncio.shield(running)
+
+    async def fetch_weights(self, content: ContentId) -> tuple[bytes | None, str | None]:
+        """As `fetch`, for weights that the chain names: the operator's sources are asked before the peers."""
+        if self._sources and not await self._store.has(content):
+            async with self._slots:
+                data, source = await from_sources(self._sources, content)
+            if data is not None:
+                return data, source
+        return await self.fetch(content)
+
+    async def resolve(self, cid: str, size_bytes_max: int) -> ContentId | None:
+        """The content of a CID that came without a size, from the own store or another one on this disk.
+
+        Gateways are not asked: this is called while the chain is followed, and must not wait for a stranger.
+        """
+        places: list[ContentStore | FolderSource] = [self._store]
+        places += [source for source in self._sources if isinstance(source, FolderSource)]
+        for place in places:
+            with contextlib.suppress(ServiceError):
+                return await place.resolve(cid, size_bytes_max)
+        return None
 
     async def _fetch(self, content: ContentId, first: str | None) -> tuple[bytes | None, str | None]:
         if await self._store.has(content):

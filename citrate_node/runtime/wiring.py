@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..chain.adapter_factory import AdapterFactory
 from ..config import NodeConfig, load_preset
+from ..content.sources import ContentSource, FolderSource, GatewaySource
 from ..content.store import EmbeddedStore
 from ..errors import ConfigError, ServiceError
 from ..network.libp2p_network import Libp2pNetwork
@@ -75,7 +76,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         await network.start()
         stack.push_async_callback(network.stop)
         report({"type": "listening", "peer_id": network.peer_id, "addresses": list(network.addresses)})
-        fetcher = Fetcher(store, network, config.folder / "incoming")
+        fetcher = Fetcher(store, network, config.folder / "incoming", _sources(config))
         state, opened_block = await _find_state(config, preset, place, chain, database, store, fetcher)
         worker = await _start_worker(config, state, stack, report)
         report({"type": "ready", "checkpoint": state.number, "network_id": place.network_id.hex()})
@@ -221,6 +222,12 @@ def _network_config(config: NodeConfig, preset: Preset, identity: Identity) -> N
     )
 
 
+def _sources(config: NodeConfig) -> tuple[ContentSource, ...]:
+    """Stores on this disk first, then gateways, each in the operator's order."""
+    folders = [FolderSource(path) for path in config.read_stores]
+    return (*folders, *(GatewaySource(url) for url in config.gateways))
+
+
 def _train_settings(config: NodeConfig) -> TrainSettings:
     return TrainSettings(
         steps=config.steps,
@@ -302,7 +309,7 @@ async def _find_state(
     deadline = asyncio.get_running_loop().time() + WAIT_FOR_PEERS_SECONDS
     while True:
         if last.number == 0:
-            data, _ = await fetcher.fetch(place.first_weights)
+            data, _ = await fetcher.fetch_weights(place.first_weights)
             if data is not None:
                 await store.put(data)
                 return _genesis(preset, place, data), await chain.opened_block(place.adapter_id)

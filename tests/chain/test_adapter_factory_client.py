@@ -325,6 +325,17 @@ async def test_an_account_without_money_is_told_how_to_get_some(
     assert f"citrate wallet fund 0x{account('pauper').hex()}" in str(raised.value)
 
 
+async def test_coins_are_sent_and_more_than_there_are_is_refused(
+    factory: AdapterFactory, world: World
+) -> None:
+    await factory.transfer(key("alice"), account("pauper"), 5 * 10**17)
+    assert await factory.balance(account("pauper")) == 5 * 10**17
+    with pytest.raises(ServiceError, match=r"cannot pay for gas\n  fund it with `citrate wallet fund"):
+        await factory.transfer(key("pauper"), account("bob"), 10**18)
+    with pytest.raises(ServiceError):  # the contract takes no coins
+        await factory.transfer(key("alice"), factory.contract, 1)
+
+
 async def test_a_transaction_that_a_killed_chain_forgot_is_sent_again(
     need_anvil: None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

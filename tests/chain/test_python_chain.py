@@ -135,6 +135,21 @@ async def test_what_it_refuses_has_the_words_that_clients_look_for(world: World,
         assert await rpc.request("eth_getTransactionReceipt", "0x" + "00" * 32) is None
 
 
+async def test_coins_are_sent_and_more_than_there_are_is_refused(world: World, tmp_path: Path) -> None:
+    async with running(tmp_path, world.genesis()) as chain, connected(chain) as factory:
+        await factory.transfer(key("alice"), account("pauper"), 5 * 10**17)
+        assert await factory.balance(account("pauper")) == 5 * 10**17
+        with pytest.raises(ServiceError, match=r"cannot pay for gas\n  fund it with `citrate wallet fund"):
+            await factory.transfer(key("pauper"), account("bob"), 10**18)
+        rpc: Any = factory._rpc
+        call = {"from": "0x" + account("bob").hex(), "to": "0x" + account("alice").hex()}
+        with pytest.raises(ServiceError, match="value is negative"):
+            await rpc.request("eth_call", {**call, "value": "-0x1"}, "latest")
+        call["to"] = "0x" + factory.contract.hex()
+        with pytest.raises(ServiceError, match="execution reverted"):  # the contract takes no coins
+            await rpc.request("eth_call", {**call, "value": "0x1"}, "latest")
+
+
 async def test_a_folder_of_the_other_program_is_not_touched(
     need_anvil: None, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,8 +103,8 @@ def test_a_base_model_that_the_chain_does_not_know_is_refused_by_the_contract(
     folder = peft_folder(tmp_path / "foreign", adapter(1))
     error = user.fails("create", folder, "--name", "x", "--base-model", "cd" * 32)
     assert isinstance(error, ContractRefusal)
-    assert (error.name, "citrate adapter bases" in str(error)) == ("UnknownBaseModel", True)
-    (known,) = user.ok("bases")
+    assert (error.name, "citrate base list" in str(error)) == ("UnknownBaseModel", True)
+    known = user.base("list")[0]
     assert known["base_model_id"] == "0x" + adapter(1).config.base_model_id.hex()
 
 

@@ -13,11 +13,14 @@ from typer.testing import CliRunner
 from wallet_chain import WalletChain
 
 from citrate_node.cli import adapter as adapter_commands
+from citrate_node.cli import base as base_commands
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.protocol.adapter import AdapterWeights
 
 NOBODY = "0x" + "ab" * 32
 """Id of an adapter that is not there."""
+
+WRITES = ("create", "publish", "compose", "open", "close", "transfer", "accept", "register")
 
 Pair = tuple[dict[str, Any], dict[str, Any]]
 """What `create` said of two adapters."""
@@ -35,7 +38,7 @@ class User:
 
     def options(self, command: str, wallet: str = "alice") -> list[object]:
         found: list[object] = ["--dir", self.chain.devnet.folder]
-        if command in ("create", "publish", "compose"):
+        if command in WRITES:
             found += ["--keystore", self.chain.wallets, "--wallet", wallet]
             found += ["--password-file", self.chain.password_file]
         return found
@@ -55,6 +58,12 @@ class User:
         assert isinstance(result.exception, ConfigError | ServiceError), repr(result.exception)
         assert command == "verify" or result.stdout == ""
         return result.exception
+
+    def base(self, command: str, *args: object, wallet: str = "alice") -> list[dict[str, Any]]:
+        """`citrate base`, with success."""
+        result = self.run(base_commands.app, command, *args, *self.options(command, wallet), "--json")
+        assert result.exception is None, repr(result.exception)
+        return [json.loads(line) for line in result.stdout.splitlines()]
 
     def count(self) -> int:
         return len([row for row in self.ok("list", "--limit", 1000) if row["type"] == "adapter"])

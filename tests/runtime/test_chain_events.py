@@ -81,8 +81,13 @@ class FakePeers:
 
     held: dict[ContentId, bytes] = field(default_factory=dict)
     asked: list[ContentId] = field(default_factory=list)
+    on_disk: list[ContentId] = field(default_factory=list)
+    """Contents whose size another store on this disk tells."""
 
-    async def fetch(self, content: ContentId, first: str | None = None) -> tuple[bytes | None, str | None]:
+    async def resolve(self, cid: str, size_bytes_max: int) -> ContentId | None:
+        return next((content for content in self.on_disk if content.cid == cid), None)
+
+    async def fetch_weights(self, content: ContentId) -> tuple[bytes | None, str | None]:
         self.asked.append(content)
         data = self.held.get(content)
         return (data, "peer") if data is not None else (None, None)
@@ -237,7 +242,7 @@ async def test_a_killed_node_still_wants_what_it_wanted(tmp_path: Path) -> None:
     ("change", "reason"),
     [
         ({"size_bytes": STATE.preset.weights_size_bytes_max + 1}, "4194305 bytes, limit 4194304"),
-        ({"size_bytes": 0}, "its size is not on chain, and it is not in this node's store"),
+        ({"size_bytes": 0}, "its size is not on chain, and it is in no store that this node reads"),
         ({"codec": 0x70}, "124 bytes have no root of codec 0x70"),
     ],
 )
@@ -252,6 +257,15 @@ async def test_weights_that_cannot_be_asked_for_are_refused_by_name(
             {"type": "weights_refused", "digest": content.digest.hex(), "reason": reason}
         ]
         assert follower.database.wanted() == []
+
+
+async def test_weights_named_without_a_size_are_found_in_another_store_on_this_disk(tmp_path: Path) -> None:
+    content = content_id(PUBLISHED)
+    peers = FakePeers({content: PUBLISHED}, on_disk=[content])
+    chain = FakeChain([version(FIRST, content, 7, size_bytes=0)])
+    async with following(tmp_path, chain, peers) as follower:
+        await follower.until(lambda: follower.database.picked_up_bytes())
+        assert await follower.store.pins() == (content,)
 
 
 async def test_a_composition_is_offered_once_both_parents_are_here(tmp_path: Path) -> None:

@@ -48,6 +48,8 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
         (('"http://127.0.0.1:8545"', '"127.0.0.1:8545"'), "chain.rpc_url must be an http"),
         (("0x{adapter}", "0x12"), "chain.adapter_id must be 0x and 64 hex digits"),
         (("[chain]", "[network]\npeers = ['/ip4/127.0.0.1/tcp/1']\n[chain]"), "network.peers must be"),
+        (("[chain]", "[content]\nread_stores = [7]\n[chain]"), "content.read_stores must be folders"),
+        (("[chain]", "[content]\ngateways = ['ipfs.io']\n[chain]"), "content.gateways must be http"),
         (("[chain]", "[chain"), "is not TOML"),
         (("[training]", "[[training]]"), r"training must be a table, \[training\]"),
     ],
