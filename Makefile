@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := node_modules/.package-lock.json
 
-.PHONY: devnet test test-slow test-random test-pythons check lint types contracts lock clean setup
+.PHONY: devnet test test-slow test-random test-pythons check lint types contracts slither lock clean setup
 
 devnet: setup
 	$(BIN)/citrate devnet up
@@ -39,6 +39,10 @@ types: setup
 contracts: $(NODE_MODULES)
 	npm run --silent build
 
+# Slither over the contract, in a virtual environment of its own; contracts/SLITHER.md explains what it finds.
+slither: $(NODE_MODULES)
+	PYTHON="$(PYTHON)" sh tools/slither.sh
+
 setup: $(VENV)/.installed $(NODE_MODULES)
 
 $(VENV)/.installed: pyproject.toml constraints.txt tools/setup_check.sh
@@ -61,4 +65,4 @@ lock: setup
 	$(BIN)/python tools/check_lock.py --write
 
 clean:
-	rm -rf $(VENV) node_modules build *.egg-info
+	rm -rf $(VENV) .venv-slither node_modules build *.egg-info
