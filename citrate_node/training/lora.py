@@ -70,7 +70,7 @@ class LoraTrainer:
     def __init__(self, base: BaseModel, settings: LoraSettings | None = None, threads: int = 1) -> None:
         self.base = base
         self.settings = settings or LoraSettings()
-        with _quick_import():
+        with quick_import():
             import torch
 
             torch.set_num_threads(threads)
@@ -123,7 +123,7 @@ class LoraTrainer:
             [{"params": [p], "lr": settings.rate_of(name)} for name, p in learning],
             weight_decay=settings.weight_decay,
         )
-        batches = _batches(len(data), settings, seed)
+        batches = example_batches(len(data), settings, seed)
         torch.manual_seed(seed % (1 << 63))  # dropout draws from it
         rows = data[:, : settings.sequence_bytes]
         losses: list[float] = []
@@ -140,7 +140,7 @@ class LoraTrainer:
             if on_step is not None:
                 on_step(step, settings.steps, losses[-1])
         trained = self.current()
-        _require_finite(trained, "trained weights")
+        require_finite(trained, "trained weights")
         return TrainResult(
             weights=trained,
             loss_before=losses[0],
@@ -200,7 +200,7 @@ class LoraTrainer:
         for name, array in weights.items():
             if array.shape != expected[name]:
                 raise ValueError(f"{name} has shape {array.shape}, this adapter wants {expected[name]}")
-        _require_finite(weights, "weights")
+        require_finite(weights, "weights")
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(torch.from_numpy(np.array(weights[name], dtype=np.float32)))
@@ -281,7 +281,7 @@ def peft_config(base: BaseModel, settings: LoraSettings) -> Any:
 
 def lora_shapes_by_injection(base: BaseModel, settings: LoraSettings) -> dict[str, tuple[int, int]]:
     """Tensor names and shapes of any model, by letting PEFT inject into an empty copy of it."""
-    with _quick_import():
+    with quick_import():
         import torch
         from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -306,7 +306,7 @@ def _inject(model: Any, config: Any) -> Any:
         raise ConfigError(f"PEFT cannot inject LoRA into this base: {error}") from error
 
 
-def _batches(count: int, settings: TrainSettings, seed: int) -> list[npt.NDArray[np.int64]]:
+def example_batches(count: int, settings: TrainSettings, seed: int) -> list[npt.NDArray[np.int64]]:
     """Places of the examples of every step: shuffle after shuffle, so none comes twice before all did."""
     generator = np.random.Generator(np.random.PCG64(seed))
     size = min(settings.batch_sequences, count)
@@ -316,14 +316,14 @@ def _batches(count: int, settings: TrainSettings, seed: int) -> list[npt.NDArray
     return [order[step * size : (step + 1) * size] for step in range(settings.steps)]
 
 
-def _require_finite(weights: Mapping[str, npt.NDArray[np.float32]], what: str) -> None:
+def require_finite(weights: Mapping[str, npt.NDArray[np.float32]], what: str) -> None:
     for name, array in weights.items():
         if not np.isfinite(array).all():
             raise ValueError(f"{what}: {name} holds NaN or infinity")
 
 
 @contextmanager
-def _quick_import() -> Iterator[None]:
+def quick_import() -> Iterator[None]:
     """Imports without garbage collection, which costs a quarter of the time among so many new objects."""
     was_on = gc.isenabled()
     gc.disable()
