@@ -26,6 +26,8 @@ from citrate_node.cli.wallet import JSON
 if TYPE_CHECKING:
     from citrate_node.chain.contract_types import AdapterRow, VersionRow
     from citrate_node.runtime.adapters import AdapterDesk, Ancestor, Place
+    from citrate_node.runtime.adapters_card import CardReport
+    from citrate_node.runtime.adapters_files import AdapterFile
 
 app = typer.Typer(
     rich_markup_mode="markdown",
@@ -169,17 +171,14 @@ def pull(
 
     Looks in the content stores, behind the gateways, then in the transaction that recorded the version.
     PEFT's `PeftModel.from_pretrained` loads the folder; its adapter_model.safetensors is, byte for byte, the
-    file that the chain names.
+    file that the chain names. provenance.json and README.md (the adapter card) say where it came from: signed
+    by its creator where a store has that, else what the chain knows.
     """
     from citrate_node.cli.output import print_json
     from citrate_node.errors import ConfigError
     from citrate_node.runtime.adapters import adapter_reference, place_of
-    from citrate_node.runtime.adapters_files import (
-        decoded,
-        require_base,
-        require_rank,
-        write_peft_folder,
-    )
+    from citrate_node.runtime.adapters_card import pulled
+    from citrate_node.runtime.adapters_files import write_peft_folder
 
     adapter_id, number = adapter_reference(reference)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -188,25 +187,17 @@ def pull(
         folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
     )
 
-    async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes, str, str]:
-        version = await desk.version(adapter_id, number)
-        row = await desk.adapter(adapter_id)
-        data, where = await desk.weights(adapter_id, version)
-        return row, version, data, where, (await desk.factory.base_model(row.base_model_id)).name
-
-    row, version, data, where, base_name = asked(place, read)
-    file = decoded(data, place.limits, f"version {version.version} of 0x{adapter_id.hex()}")
-    require_base(file.weights, row.base_model_id, f"version {version.version}")
-    require_rank(file.weights, row.rank, f"version {version.version}")
-    facts = _version_facts(adapter_id, version)
-    provenance = {**facts, "name": row.name, "base_model_id": "0x" + row.base_model_id.hex(), "from": where}
-    provenance.pop("type")
-    write_peft_folder(out, file, base_name, provenance)
+    got = asked(place, lambda desk: pulled(desk, adapter_id, number))
+    write_peft_folder(out, got.file, got.provenance)
+    facts = _version_facts(adapter_id, got.version)
     if json_lines:
-        print_json({**facts, "type": "pulled", "out": str(out), "from": where})
+        signed = got.provenance.creator
+        print_json({**facts, "type": "pulled", "out": str(out), "from": got.where, "signed_by": signed})
     else:
-        typer.echo(f"version {version.version} from {where}: {len(data):,} bytes, as on chain")
-        typer.echo(f"  {file.content.cid}")
+        typer.echo(
+            f"version {got.version.version} from {got.where}: {len(got.file.data):,} bytes, as on chain"
+        )
+        typer.echo(f"  {got.file.content.cid}")
         typer.echo(f"  {out} loads with peft.PeftModel.from_pretrained")
 
 
@@ -214,6 +205,7 @@ def pull(
 def verify(
     local: Path = typer.Argument(..., metavar="FOLDER", help="A PEFT folder, or a weights file."),
     reference: str = _REFERENCE,
+    complete: bool = typer.Option(False, "--complete", help="Fail also where the card lacks a field."),
     stores: list[Path] = STORES,
     gateways: list[str] = GATEWAYS,
     folder: Path = DIR,
@@ -224,11 +216,15 @@ def verify(
 ) -> None:
     """Compare a folder with a version on chain; ends with 1 and names what differs.
 
+    Weights, settings, and the card: every fact of provenance.json that the chain or the file decides, the
+    creator's signature, and README.md, which must be the card of that provenance.
+
     A folder that another tool saved again, with the same values in another spelling, is the same adapter.
     """
     from citrate_node.cli.output import print_json
     from citrate_node.errors import CitrateError
     from citrate_node.runtime.adapters import adapter_reference, place_of
+    from citrate_node.runtime.adapters_card import check_folder
     from citrate_node.runtime.adapters_files import decoded, file_differences, read_adapter
     from citrate_node.runtime.adapters_weights import WeightsMismatch, differences
 
@@ -237,17 +233,19 @@ def verify(
         folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
     )
 
-    async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes | None]:
+    async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes | None, AdapterFile, CardReport]:
         version = await desk.version(adapter_id, number)
+        row = await desk.adapter(adapter_id)
         try:
             data = (await desk.weights(adapter_id, version))[0]
         except CitrateError:
             data = None  # the hash decides; with the bytes at hand we can also say which tensor
-        return await desk.adapter(adapter_id), version, data
+        # made for another base: then that is what differs, and worth naming beside the rest
+        own_base = None if _says_its_base(local, place) else row.base_model_id
+        ours = read_adapter(local, place.limits, own_base)
+        return row, version, data, ours, await check_folder(desk, local, row, version, data, ours)
 
-    row, version, data = asked(place, read)
-    # made for another base: then that is what differs, and worth naming beside the rest
-    ours = read_adapter(local, place.limits, None if _says_its_base(local, place) else row.base_model_id)
+    row, version, data, ours, card = asked(place, read)
     wrong = differences(ours.content, version)
     if ours.weights.config.base_model_id != row.base_model_id:
         wrong.append(
@@ -257,13 +255,21 @@ def verify(
         wrong.append(f"rank {ours.weights.config.rank}, on chain {row.rank}")
     theirs = decoded(data, place.limits, "the chain's file") if data is not None and wrong else None
     wrong += file_differences(local if local.is_dir() else None, ours, theirs)
+    wrong += [f"card: {line}" for line in card.wrong]
+    wrong += [f"card: {name} is missing" for name in card.missing if complete]
     what = f"version {version.version} of 0x{adapter_id.hex()}"
     if json_lines:
         facts = {**_version_facts(adapter_id, version), "type": "verified", "folder": str(local)}
-        print_json({**facts, "same": not wrong, "converted": ours.converted, "differences": wrong})
+        same = {"same": not wrong, "converted": ours.converted, "differences": wrong}
+        print_json({**facts, **same, "card_signed_by": card.signed_by, "card_missing": list(card.missing)})
     elif not wrong:
         how = "the same values, in another spelling" if ours.converted else "the same bytes"
         typer.echo(f"{local} is {what}: {how}, {ours.content.cid}")
+        typer.echo(
+            "  card: " + (f"true, signed by {card.signed_by}" if card.signed_by else "true, not signed")
+        )
+        if card.missing:
+            typer.echo(f"  the card lacks {', '.join(card.missing)}")
     if wrong:
         shown = wrong[:SHOWN_DIFFERENCES]
         if len(wrong) > len(shown):

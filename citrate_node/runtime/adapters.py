@@ -105,6 +105,12 @@ def place_of(
     )
 
 
+def default_limits() -> AdapterLimits:
+    """Limits where no network is named: those of the default preset."""
+    preset = load_preset("devnet")
+    return AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
+
+
 def store_folder(path: Path) -> Path:
     """A node's data folder holds its store as content/; a store itself is named as it is."""
     return path / "content" if (path / "content").is_dir() or (path / "node.toml").exists() else path

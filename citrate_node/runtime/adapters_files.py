@@ -7,7 +7,6 @@ torch. Called by runtime/adapters.py and cli/adapter.py.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from ..protocol.content_id import ContentId, content_id
 from ..protocol.tensors import FormatError
 from ..recording import write_atomically
 from ..training.base_model import BaseModel
+from ..training.card import write_card
+from ..training.provenance import Provenance, write_provenance
 from ..training.settings import LoraSettings
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -134,16 +135,16 @@ def require_fit(weights: AdapterWeights, base: BaseModel, what: str) -> None:
             )
 
 
-def write_peft_folder(out: Path, file: AdapterFile, base_name: str, provenance: Mapping[str, Any]) -> None:
-    """adapter_config.json, provenance.json and, last, the weights: a folder that has them is complete.
+def write_peft_folder(out: Path, file: AdapterFile, provenance: Provenance) -> None:
+    """adapter_config.json, provenance, card and, last, the weights: a folder that has them is complete.
 
     The weights file is the very file that the chain names: `citrate content cid` on it gives the CID there.
     """
     out.mkdir(parents=True, exist_ok=True)
-    config = peft_config(file.weights.config, base_name)
+    config = peft_config(file.weights.config, provenance.base.name)
     write_atomically(out / CONFIG_FILE, json.dumps(config, indent=2, sort_keys=True).encode() + b"\n")
-    facts = {**provenance, "weights_sha256": hashlib.sha256(file.data).hexdigest()}
-    write_atomically(out / "provenance.json", json.dumps(facts, indent=2).encode() + b"\n")
+    write_provenance(out, provenance)
+    write_card(out, provenance)
     write_atomically(out / WEIGHTS_FILE, file.data)
 
 

@@ -23,9 +23,23 @@ from citrate_node.training.provenance import (
 CARD_FILE = "README.md"
 
 
-def write_card(folder: Path, provenance: Provenance) -> None:
-    """Write README.md whole or not at all."""
-    write_whole(folder / CARD_FILE, card_text(provenance).encode())
+def write_card(folder: Path, provenance: Provenance, notes: str = "") -> None:
+    """Write README.md whole or not at all. notes: an author's own text, below the card."""
+    write_whole(folder / CARD_FILE, (card_text(provenance) + notes).encode())
+
+
+def notes_below(folder: Path, provenance: Provenance | None) -> str:
+    """What stands in README.md below the card of this provenance; all of it where it is no such card."""
+    try:
+        text = (folder / CARD_FILE).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    card = card_text(provenance) if provenance is not None else None
+    if card is not None and text.startswith(card):
+        return text[len(card) :]
+    if text.startswith("---"):  # another card: its front matter must not stand twice
+        text = text.split("---", 2)[-1]
+    return "\n" + text.lstrip("\n") if text.strip() else ""
 
 
 def card_text(provenance: Provenance) -> str:
