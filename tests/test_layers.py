@@ -33,7 +33,11 @@ MAY_USE = {
     **{service: {"protocol"} for service in SERVICES},
     "runtime": {"protocol", "node", *SERVICES, "recording", "replay", "config"},
     "simulation": {"protocol", "node", "training", "recording", "replay", "config"},
-    "cli": {"protocol", "node", *SERVICES, "runtime", "simulation", "recording", "replay", "config"},
+    "dashboard": {"protocol", "chain", "runtime", "config"},
+    "cli": {
+        *("protocol", "node", *SERVICES, "runtime", "simulation", "dashboard"),
+        *("recording", "replay", "config"),
+    },
 }
 """Room to the rooms (and top-level modules) it may import, beside itself and `errors`."""
 
@@ -88,6 +92,7 @@ def test_a_room_imports_only_what_it_may(room: str) -> None:
         ("content", "import trio"),
         ("runtime", "from web3 import Web3"),
         ("simulation", "from ..runtime import devnet"),
+        ("runtime", "from ..dashboard import server"),
     ],
 )
 def test_a_wall_that_is_broken_is_seen(room: str, line: str) -> None:

@@ -33,12 +33,24 @@ def up(
     rpc_url: str = typer.Option(
         "", "--rpc-url", help="Another EVM with this devnet's genesis instead of anvil."
     ),
+    page_port: int | None = typer.Option(
+        None,
+        "--page-port",
+        min=0,
+        max=65535,
+        help="Of the dashboard and wallet page on 127.0.0.1; 0: no page. Default: a free one, kept.",
+        show_default=False,
+    ),
     json_lines: bool = JSON,
 ) -> None:
     """Start an embedded chain and NODES nodes that train, gossip, evaluate, finalize and commit.
 
     Ends after CHECKPOINTS checkpoints with what mentorship was worth against training alone. Ctrl-C stops it
     cleanly; the same command on the same folder goes on. An interrupted run first completes its own target.
+
+    It prints the URL of a page, with the network's progress and what a browser wallet needs to create and
+    compose adapters, and the RPC URL for wallets and programs: behind it stand the methods that read the
+    chain or carry a signature, and no others.
     """
     from citrate_node.runtime.process import run_until_signal
 
@@ -54,6 +66,7 @@ def up(
                 "seed": seed,
                 "base_model": base_model,
                 "rpc_url": rpc_url,
+                "page_port": page_port,
             },
         )
     )
@@ -64,17 +77,27 @@ async def _up(stop: Any, json_lines: bool, folder: Path, wishes: dict[str, Any])
 
     from citrate_node.cli.devnet_display import Display
     from citrate_node.cli.output import print_json
+    from citrate_node.dashboard.feed import Feed
+    from citrate_node.dashboard.server import PageServer
     from citrate_node.runtime.devnet import Devnet
     from citrate_node.runtime.devnet_admin import prepare
 
     devnet_folder, choices = prepare(folder, **wishes)
-    if json_lines:
-        summary = await Devnet(devnet_folder, choices, print_json).run(stop)
-        if summary is not None:
-            print_json(summary)
-        return
     display = Display(Console())
-    devnet = Devnet(devnet_folder, choices, display.show)
+    show = print_json if json_lines else display.show
+    feed = Feed(devnet_folder.checkpoint_rows())
+
+    def show_both(fact: dict[str, Any]) -> None:
+        show(fact)
+        feed.take(fact)
+
+    def open_page(chain_url: str) -> PageServer:
+        return PageServer(feed, chain_url, port=choices.page_port, preset=choices.preset)
+
+    devnet = Devnet(devnet_folder, choices, show_both, open_page)
+    if json_lines:
+        await devnet.run(stop)
+        return
     with display.running():
         summary = await devnet.run(stop)
     if summary is None:

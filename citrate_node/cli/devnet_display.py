@@ -74,6 +74,8 @@ class Display:
 
     def _devnet(self, fact: dict[str, Any]) -> None:
         self._print(f"chain {fact['chain_id']} at {fact['rpc_url']}   AdapterFactory {fact['contract']}")
+        if fact["page_url"]:
+            self._print(f"dashboard and wallet page {fact['page_url']}")
         self._print(f"adapter {fact['adapter_id']}")
         self._print(
             f"wallet {fact['founder']} (development key, funded: {fact['founder_key_file']})   "

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..chain.adapter_factory import AdapterFactory, cid_argument
 from ..chain.contract_types import CheckpointCommitted
 from ..chain.devnet_chain import DevnetChain
 from ..chain.genesis import GenesisBaseModel, build_genesis, fund_equally
+from ..chain.rpc_proxy import RpcProxy
 from ..config import load_preset
 from ..content.store import BlockStore, EmbeddedStore
 from ..errors import ServiceError
@@ -57,6 +58,9 @@ def abi_file() -> Path:
 Show = Callable[[dict[str, Any]], None]
 """Takes one fact: a JSON-ready mapping with a `type`."""
 
+OpenPage = Callable[[str], AbstractAsyncContextManager[Any]]
+"""Serves the dashboard and wallet page until left; given the URL of the chain that the page reads."""
+
 
 @dataclass
 class Devnet:
@@ -65,6 +69,7 @@ class Devnet:
     folder: DevnetFolder
     choices: DevnetChoices
     show: Show
+    open_page: OpenPage | None = None
     nodes: dict[int, NodeProcess] = field(default_factory=dict)
     finalized: dict[int, dict[int, dict[str, Any]]] = field(default_factory=dict)
     """Checkpoint to node number to what that node said of it."""
@@ -83,6 +88,16 @@ class Devnet:
     async def run(self, stop: asyncio.Event) -> dict[str, Any] | None:
         """Until the target checkpoint is final, or `stop`. Returns the summary; None when stopped before."""
         began = time.monotonic()
+        async with AsyncExitStack() as page:
+            if not await self._run_network(stop, page):
+                return None
+            summary = await self._summary(stop)
+            summary["seconds"] = round(time.monotonic() - began, 1)
+            self.show(summary)
+            return summary
+
+    async def _run_network(self, stop: asyncio.Event, page: AsyncExitStack) -> bool:
+        """Chain and nodes, started and ended again; whether the target was reached. Only the page goes on."""
         async with AsyncExitStack() as stack:
             stack.enter_context(FolderLock(self.folder.folder, "a devnet"))
             self._check_ports()
@@ -91,7 +106,9 @@ class Devnet:
             stack.push_async_callback(factory.close)
             await self._create_adapter(factory)
             await self._write_recording(factory)
-            self.show(self._wallet_facts(factory, rpc_url))
+            if self.open_page is not None and self.choices.page_port:
+                await page.enter_async_context(self.open_page(rpc_url))
+            self.show(self._wallet_facts(factory))
             await self._start_nodes(stack, rpc_url)
             await self._open_network(factory, stop)
             if self.chain is not None:
@@ -100,18 +117,16 @@ class Devnet:
             reached = await self._follow(factory, stop)
             self._read_memory()
             await self._stop_nodes()
-        if not reached:
-            return None
-        summary = await self._summary(rpc_url, stop)
-        summary["seconds"] = round(time.monotonic() - began, 1)
-        return summary
+        return reached
 
     # ---------------------------------------------------------------- chain
 
     def _check_ports(self) -> None:
         ports = list(self.choices.node_ports)
         if not self.choices.rpc_url:
-            ports.append(self.choices.rpc_port)
+            ports += [self.choices.chain_port, self.choices.rpc_port]
+        if self.choices.page_port and self.open_page is not None:
+            ports.append(self.choices.page_port)
         for port in ports:
             if not is_free(port):
                 raise ServiceError(
@@ -120,15 +135,20 @@ class Devnet:
                 )
 
     async def _start_chain(self, stack: AsyncExitStack) -> str:
+        """The chain, and the gate in front of it. Returns the URL that the devnet itself uses."""
         if self.choices.rpc_url:
             return self.choices.rpc_url
         self.show({"type": "starting", "what": "chain"})
         chain = DevnetChain(
-            self.folder.folder / "chain", self.genesis(), port=self.choices.rpc_port, block_time_s=1
+            self.folder.folder / "chain", self.genesis(), port=self.choices.chain_port, block_time_s=1
         )
         await chain.start()
         stack.push_async_callback(chain.stop)
         self.chain = chain
+        # any page may read the chain and send what is signed already, as on any public network
+        gate = RpcProxy(chain.rpc_url, "127.0.0.1", self.choices.rpc_port, allow_origin="*")
+        await gate.start()
+        stack.push_async_callback(gate.stop)
         return chain.rpc_url
 
     def genesis(self) -> dict[str, Any]:
@@ -205,11 +225,13 @@ class Devnet:
     def preset(self) -> Preset:
         return load_preset(self.choices.preset)
 
-    def _wallet_facts(self, factory: AdapterFactory, rpc_url: str) -> dict[str, Any]:
+    def _wallet_facts(self, factory: AdapterFactory) -> dict[str, Any]:
         return {
             "type": "devnet",
             "dir": str(self.folder.folder),
-            "rpc_url": rpc_url,
+            "rpc_url": self.folder.rpc_url(self.choices),
+            "inner_rpc_url": self.folder.inner_rpc_url(self.choices),
+            "page_url": self.folder.page_url(self.choices) if self.open_page is not None else None,
             "chain_id": factory.chain_id,
             "contract": "0x" + factory.contract.hex(),
             "adapter_id": self.choices.adapter_id,
@@ -327,10 +349,7 @@ class Devnet:
             tx,
             gas_used,
         )
-        await asyncio.to_thread(recording.add_chain_row, row)
-        if self.chain is not None:
-            await self.chain.snapshot()
-        return {
+        shown = {
             "number": number,
             "signals": computed.get("signals"),
             "withheld": computed.get("withheld"),
@@ -350,6 +369,12 @@ class Devnet:
             "reputations": self._by_name(computed.get("reputations", {})),
             "finalized_by": sorted(said),
         }
+        # the page's row first: a checkpoint without a chain row is read again after a kill
+        await asyncio.to_thread(self.folder.add_checkpoint_row, shown)
+        await asyncio.to_thread(recording.add_chain_row, row)
+        if self.chain is not None:
+            await self.chain.snapshot()
+        return shown
 
     def _by_name(self, by_key: dict[str, int]) -> dict[str, int]:
         """Figures under the first bytes of node keys, as nodes report them, by node name."""
@@ -378,14 +403,14 @@ class Devnet:
             await asyncio.sleep(0.1)
         return self.finalized.get(number, {})
 
-    async def _summary(self, rpc_url: str, stop: asyncio.Event) -> dict[str, Any]:
+    async def _summary(self, stop: asyncio.Event) -> dict[str, Any]:
         """What mentorship was worth, and the run in figures."""
         self.show({"type": "step", "text": "measuring what mentorship was worth against training alone …"})
         losses = await asyncio.to_thread(self._losses, stop)
         return {
             "type": "summary",
             "dir": str(self.folder.folder),
-            "rpc_url": rpc_url,
+            "rpc_url": self.folder.rpc_url(self.choices),
             "contract": "0x" + ADAPTER_FACTORY_ADDRESS.hex(),
             "loss": {name: asdict(row) for name, row in losses.items()},
             "checkpoints": self.rows,

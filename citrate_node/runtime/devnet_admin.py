@@ -28,11 +28,20 @@ STOP_SECONDS = 60.0
 
 
 def prepare(
-    folder: Path, *, nodes: int, checkpoints: int, preset: str, seed: int, base_model: str, rpc_url: str
+    folder: Path,
+    *,
+    nodes: int,
+    checkpoints: int,
+    preset: str,
+    seed: int,
+    base_model: str,
+    rpc_url: str,
+    page_port: int | None = None,
 ) -> tuple[DevnetFolder, DevnetChoices]:
     """The folder of a new devnet with its keys, or an existing one with a target to reach.
 
     checkpoints: more checkpoints to reach, 0 for no end. An unfinished target of an earlier run stays.
+    page_port: of the dashboard and wallet page, 0 for none; None: as before, at first a free one.
     """
     load_preset(preset)
     devnet = DevnetFolder(folder.resolve())
@@ -51,6 +60,7 @@ def prepare(
                 rpc_url=rpc_url,
                 chain_id=DEFAULT_CHAIN_ID,
                 now=int(time.time()),
+                page_port=page_port,
             )
         )
         return devnet, devnet.load()
@@ -64,7 +74,12 @@ def prepare(
     target = 0 if checkpoints == 0 else choices.target_checkpoint
     if checkpoints and target <= done:
         target = done + checkpoints
-    return devnet, devnet.update(target_checkpoint=target, rpc_url=rpc_url or choices.rpc_url)
+    return devnet, devnet.update(
+        target_checkpoint=target,
+        rpc_url=rpc_url or choices.rpc_url,
+        page_port=choices.page_port if page_port is None else page_port,
+        chain_port=choices.chain_port,
+    )
 
 
 def write_genesis(folder: DevnetFolder, choices: DevnetChoices) -> Path:
@@ -88,7 +103,9 @@ async def devnet_status(folder: Path) -> dict[str, Any]:
         "nodes": choices.nodes,
         "preset": choices.preset,
         "chain_id": choices.chain_id,
-        "rpc_url": choices.rpc_url or f"http://127.0.0.1:{choices.rpc_port}",
+        "rpc_url": devnet.rpc_url(choices),
+        "inner_rpc_url": devnet.inner_rpc_url(choices),
+        "page_url": devnet.page_url(choices),
         "contract": "0x" + ADAPTER_FACTORY_ADDRESS.hex(),
         "abi_file": str(abi_file()),
         "adapter_id": choices.adapter_id,

@@ -4,6 +4,7 @@
     genesis.json         the chain's genesis; chain/ its state
     keys/                founder's wallet (development key)
     node-1/ node-2/ …    node.toml, keys/, node.db, content/, node.log
+    checkpoints.jsonl    a row per checkpoint, for the page
     recording/           inputs of every checkpoint, for `citrate replay`
 
 Development keys only: they are written in clear, and said to be so.
@@ -41,8 +42,13 @@ class DevnetChoices:
     preset: str
     chain_id: int
     rpc_url: str
-    """Empty: an embedded chain on rpc_port."""
+    """Empty: an embedded chain."""
+    chain_port: int
+    """The embedded chain itself: for the devnet's own nodes, since it obeys whoever reaches it."""
     rpc_port: int
+    """What wallets and other programs use: the gate in front of the embedded chain."""
+    page_port: int
+    """The dashboard and wallet page; 0: no page."""
     node_ports: tuple[int, ...]
     base_model: str
     alpha: float
@@ -74,6 +80,9 @@ class DevnetFolder:
         path = self.folder / "devnet.json"
         try:
             raw: dict[str, Any] = json.loads(path.read_text())
+            if isinstance(raw, dict) and not raw.keys() & {"chain_port", "page_port"}:
+                # a folder from before there was a gate and a page: kept with the next update
+                raw["chain_port"], raw["page_port"] = free_ports(2)
             if set(raw) != {field.name for field in fields(DevnetChoices)}:
                 raise ValueError("other fields than this version's")
             return DevnetChoices(**{**raw, "node_ports": tuple(raw["node_ports"])})
@@ -120,6 +129,35 @@ class DevnetFolder:
         """All nodes with equal stake."""
         identities = [self.identity(number) for number in range(1, nodes + 1)]
         return tuple(Validator(identity.node_key, identity.account, 100) for identity in identities)
+
+    def rpc_url(self, choices: DevnetChoices) -> str:
+        """The chain as wallets and other programs reach it."""
+        return choices.rpc_url or f"http://127.0.0.1:{choices.rpc_port}"
+
+    def inner_rpc_url(self, choices: DevnetChoices) -> str:
+        """The chain as the devnet's own nodes reach it."""
+        return choices.rpc_url or f"http://127.0.0.1:{choices.chain_port}"
+
+    def page_url(self, choices: DevnetChoices) -> str | None:
+        """The dashboard and wallet page; None where there is none."""
+        return f"http://127.0.0.1:{choices.page_port}/" if choices.page_port else None
+
+    def checkpoint_rows(self) -> list[dict[str, Any]]:
+        """What was shown of every checkpoint so far, in all runs on this folder, ascending by number."""
+        path = self.folder / "checkpoints.jsonl"
+        if not path.exists():
+            return []
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            return sorted(rows, key=lambda row: int(row["number"]))
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise ConfigError(f"{path} is damaged: {error}\n  remove it: only the page reads it") from None
+
+    def add_checkpoint_row(self, row: dict[str, Any]) -> None:
+        """Keep the row of a checkpoint; one of the same number is replaced."""
+        rows = [known for known in self.checkpoint_rows() if known["number"] != row["number"]]
+        lines = [json.dumps(known) for known in (*rows, row)]
+        write_atomically(self.folder / "checkpoints.jsonl", ("\n".join(lines) + "\n").encode())
 
     def data_source(self, choices: DevnetChoices, number: int) -> str:
         """A node's own slice of the embedded corpus (training/data.py)."""
@@ -170,9 +208,13 @@ def new_choices(
     rpc_url: str,
     chain_id: int,
     now: int,
+    page_port: int | None = None,
 ) -> DevnetChoices:
-    """Choices of a new devnet: free ports, and a genesis record that no other network has."""
-    ports = free_ports(nodes + 1)
+    """Choices of a new devnet: free ports, and a genesis record that no other network has.
+
+    page_port: of the dashboard and wallet page; None for a free one, 0 for no page.
+    """
+    ports = free_ports(nodes + 3)
     return DevnetChoices(
         version=FOLDER_VERSION,
         nodes=nodes,
@@ -180,8 +222,10 @@ def new_choices(
         preset=preset,
         chain_id=chain_id,
         rpc_url=rpc_url,
-        rpc_port=ports[0],
-        node_ports=tuple(ports[1:]),
+        chain_port=ports[0],
+        rpc_port=ports[1],
+        page_port=ports[2] if page_port is None else page_port,
+        node_ports=tuple(ports[3:]),
         base_model=base_model,
         alpha=0.3,
         bytes_per_node=32_768,
