@@ -25,6 +25,8 @@ _GROUPS: dict[str, tuple[str, str]] = {
     ),
     "content": ("citrate_node.cli.content", "Files by content: add, read and verify, with IPFS CIDs."),
     "base": ("citrate_node.cli.base", "The base model that adapters are trained beside."),
+    "train": ("citrate_node.cli.train", "Train an adapter on your own data."),
+    "evaluate": ("citrate_node.cli.evaluate", "Measure an adapter before it is promoted."),
     "adapter": ("citrate_node.cli.adapter", "Create, compose and use adapters on chain."),
     "wallet": ("citrate_node.cli.wallet", "Keys that own adapters: encrypted keystores."),
 }

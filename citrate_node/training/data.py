@@ -117,6 +117,12 @@ def general_held_out(base: BaseModel, sequences_max: int = 96, sequence_bytes: i
     return rows[_order(len(rows), corpus.GENERAL_HELD_OUT, seed=0)][:sequences_max]
 
 
+def domain_rows(base: BaseModel, domain: str, width: int) -> tuple[Rows, Rows]:
+    """(to learn from, held out): all of one embedded domain, by the rule that every node follows."""
+    encode = encoder(base)
+    return _domain_pool(domain, False, encode, width, 0), _domain_pool(domain, True, encode, width, 0)
+
+
 def encoder(base: BaseModel) -> Encode:
     """Text to token ids, for this base."""
     return encode_bytes if base.byte_level else _hub_encoder(str(base.directory))

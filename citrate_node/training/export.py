@@ -23,6 +23,7 @@ import numpy.typing as npt
 from citrate_node.errors import ConfigError
 from citrate_node.protocol.adapter import AdapterConfig, from_tensors
 from citrate_node.protocol.content_id import content_id
+from citrate_node.training.architecture import linear_modules, module_paths, target_names
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.card import write_card
 from citrate_node.training.initial import Tensors
@@ -49,13 +50,15 @@ def export_adapter(
     weights: Mapping[str, npt.NDArray[np.float32]],
     training: TrainingFacts,
     evaluations: tuple[EvaluationFacts, ...] = (),
+    licence: str | None = None,
 ) -> Provenance:
     """Write the folder, and return what its provenance.json says.
 
-    The weights are rounded onto the network's grid of 2**-24 and written in its one spelling, so that the
-    file is the one whose hash goes on chain: error at most 2**-25 per value below 1, none above.
-    Raises ValueError for weights that are not the tensors of these settings, FormatError for NaN, infinity
-    or a value of 128 and more. The weights file appears last and whole: a folder that has it is complete.
+    licence: of the adapter; None: the base's. The weights are rounded onto the network's grid of 2**-24 and
+    written in its one spelling, so that the file is the one whose hash goes on chain: error at most 2**-25
+    per value below 1, none above. Raises ValueError for weights that are not the tensors of these settings,
+    FormatError for NaN, infinity or a value of 128 and more. The weights file appears last and whole: a
+    folder that has it is complete.
     """
     expected = base.tensor_shapes(settings)
     found = {name: array.shape for name, array in weights.items()}
@@ -64,15 +67,15 @@ def export_adapter(
         raise ValueError(
             f"{odd[0]} has shape {found.get(odd[0])}, these settings want {expected.get(odd[0])}"
         )
-    targets = tuple(sorted({name.split(".lora_")[0].rsplit(".", 1)[1] for name in weights}))
+    targets = target_names(module_paths(weights), linear_modules(base))
     config = AdapterConfig(base.base_model_id, settings.rank, settings.alpha, targets)
     content = from_tensors(config, weights).encode()
     provenance = Provenance(
-        base=BaseFacts(_public_name(base), base.base_model_id.hex(), base.licence),
+        base=BaseFacts(public_name(base), base.base_model_id.hex(), base.licence),
         weights=weights_facts(config, content),
         training=training,
         evaluations=evaluations,
-        licence=base.licence,
+        licence=licence or base.licence,
     )
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / CONFIG_FILE, _config_text(base, settings, targets).encode())
@@ -140,7 +143,7 @@ def _config_text(base: BaseModel, settings: LoraSettings, targets: tuple[str, ..
     return json.dumps(config, indent=2, sort_keys=True, default=sorted) + "\n"
 
 
-def _public_name(base: BaseModel) -> str:
+def public_name(base: BaseModel) -> str:
     """A folder's path says nothing to others, and may say too much: its last part does."""
     name = base.name
     return Path(name).name if name.startswith((".", "/", "~")) or name.count("/") > 1 else name

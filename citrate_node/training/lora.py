@@ -8,6 +8,7 @@ called by worker_process.py, summary.py, export.py and the benchmarks.
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 import warnings
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.training import initial
+from citrate_node.training.architecture import auto_class, objective_of
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.data import PAD, Rows
 from citrate_node.training.initial import Tensors
@@ -274,7 +276,7 @@ def peft_config(base: BaseModel, settings: LoraSettings) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.targets if settings.targets == ALL_LINEAR else list(settings.targets),
-        task_type="CAUSAL_LM",
+        task_type="CAUSAL_LM" if objective_of(base) == "causal" else None,  # PEFT has no type for masked
         base_model_name_or_path=str(base.directory),
     )
 
@@ -283,10 +285,11 @@ def lora_shapes_by_injection(base: BaseModel, settings: LoraSettings) -> dict[st
     """Tensor names and shapes of any model, by letting PEFT inject into an empty copy of it."""
     with quick_import():
         import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+        from transformers import AutoConfig
 
         with torch.device("meta"):
-            empty = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base.directory))
+            kind = auto_class(objective_of(base))
+            empty = kind.from_config(AutoConfig.from_pretrained(base.directory, local_files_only=True))
             model = _inject(empty, peft_config(base, settings))
     return {
         name.replace(".default.", "."): (int(p.shape[0]), int(p.shape[1]))
@@ -325,6 +328,8 @@ def require_finite(weights: Mapping[str, npt.NDArray[np.float32]], what: str) ->
 @contextmanager
 def quick_import() -> Iterator[None]:
     """Imports without garbage collection, which costs a quarter of the time among so many new objects."""
+    # PEFT imports bitsandbytes where it is installed, and that tells everybody what it could not speed up
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -15,7 +15,8 @@ Moving = Literal["lora_A", "lora_B", "both"]
 """The factor that learns in a checkpoint; the other is frozen and is not sent."""
 
 ALL_LINEAR = "all-linear"
-RANK_MAX = 256
+RANK_MAX = 64
+"""The network's own limit (protocol.adapter.AdapterLimits): a larger one could be trained, never shared."""
 
 
 @dataclass(frozen=True, slots=True)

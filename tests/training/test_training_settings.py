@@ -14,7 +14,7 @@ from citrate_node.training.settings import LoraSettings, TrainSettings
     ("values", "message"),
     [
         ({"rank": 0}, "rank is 0"),
-        ({"rank": 257}, "between 1 and 256"),
+        ({"rank": 65}, "between 1 and 64"),
         ({"alpha": 0}, "alpha is 0"),
         ({"dropout": 1.0}, "dropout"),
         ({"targets": ()}, "targets"),
