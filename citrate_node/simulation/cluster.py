@@ -26,14 +26,17 @@ from ..protocol.composition_request import CompositionRequest
 from ..protocol.content_id import content_id
 from ..protocol.identifiers import network_id
 from ..protocol.messages import Message, Vote
+from ..protocol.methods import moving_factor
 from ..protocol.preset import Preset
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
-from ..protocol.tensors import Factor, weights_to_float32
+from ..protocol.tensors import Factor
 from . import adversaries
 from .chain_model import ChainModel, Composed
 from .checkers import Checkers, ProgressViolation
 from .synthetic import SyntheticTask
+from .tasks import Tasks
+from .workload import EvaluateRequest, MeasureRequest, TrainRequest, Workload
 
 BLOCK_INTERVAL_MS = 1000
 FETCH_TIMEOUT_MS = 800
@@ -76,6 +79,12 @@ class ClusterOptions:
     training_ms: tuple[int, int] = (200, 1500)
 
 
+def synthetic_task(options: ClusterOptions) -> SyntheticTask:
+    """The synthetic task that these options ask for."""
+    factor = moving_factor(options.preset.method, 1)
+    return SyntheticTask(options.seed, options.nodes, spread=options.spread, factor=factor)
+
+
 @dataclass
 class SimulatedNode:
     """A node and what its disk holds; the disk survives a crash, the node does not."""
@@ -99,7 +108,8 @@ class SimulatedNode:
 class Cluster:
     """The world. `run_until(checkpoints)` is what most callers want."""
 
-    def __init__(self, options: ClusterOptions) -> None:
+    def __init__(self, options: ClusterOptions, workload: Workload | None = None) -> None:
+        """workload: what the nodes train, for as many nodes; the synthetic task where none is given."""
         self.options = options
         self.random = random.Random(f"citrate/{options.seed}")
         self.now_ms = 0
@@ -107,7 +117,8 @@ class Cluster:
         self._sequence = 0
         self.partition: Callable[[int, int], bool] = lambda a, b: False
         """Whether nothing passes between two nodes."""
-        self.task = SyntheticTask(options.seed, options.nodes, spread=options.spread)
+        self.task: Workload = workload or synthetic_task(options)
+        self.tasks = Tasks(lambda: self.task)
         self.chain = ChainModel(GENESIS_RECORD_HASH)
         self.checkers = Checkers(options.seed)
         self.history: list[str] = []
@@ -325,12 +336,8 @@ class Cluster:
                 self._train(index, action)
             case act.Evaluate():
                 self._evaluate(index, action)
-            case act.Measure():
+            case act.Measure() | act.MeasureComposition():
                 self._measure(index, action)
-            case act.MeasureComposition():
-                figure = self.task.composed_improvement_ppm(index, action.weights)
-                event = ev.CompositionMeasured(action.weights_hash, *figure)
-                self._later(index, self._latency(), event)
             case act.Commit():
                 self.chain.send(action.certificate, action.validators)
             case act.CatchUp():
@@ -419,33 +426,55 @@ class Cluster:
     def _train(self, index: int, action: act.Train) -> None:
         if index in self.options.copiers:
             return  # why train, where others do
-        values = self.task.train(index, action.moving_values, action.manifest)
-        if index in self.options.sign_flippers:
-            values = action.moving_values - (values - action.moving_values)
-        event = ev.TrainingFinished(
-            action.target_checkpoint,
-            action.weights_hash,
-            action.moving_values,
-            values,
-            self.task.examples,
-            self.task.loss(index, values, action.manifest) / 2**30,
-        )
-        self._later(index, self.random.randint(*self.options.training_ms), event)
+        target, start = action.target_checkpoint, action.moving_values
+        ticket = self.tasks.train.ask(TrainRequest(index, target, action.weights, action.manifest, start))
+
+        def finished() -> ev.Event:
+            result = self.tasks.train.take(ticket)
+            values = result.values
+            if index in self.options.sign_flippers:
+                values = start - (values - start)
+            return ev.TrainingFinished(
+                target, action.weights_hash, start, values, result.examples, result.loss
+            )
+
+        self._when_done(index, self.random.randint(*self.options.training_ms), finished)
 
     def _evaluate(self, index: int, action: act.Evaluate) -> None:
-        values = weights_to_float32(action.parent.select(action.manifest))
-        improvements = self.task.improvements_ppm(index, values, action.manifest, action.deltas, action.scale)
-        if index in self.options.liars:
-            improvements = {i: (-ppm, examples) for i, (ppm, examples) in improvements.items()}
-        self._later(index, self._latency(), ev.EvaluationFinished(action.checkpoint, improvements))
+        ticket = self.tasks.evaluate.ask(
+            EvaluateRequest(
+                index, action.checkpoint, action.parent, action.manifest, action.deltas, action.scale
+            )
+        )
 
-    def _measure(self, index: int, action: act.Measure) -> None:
-        manifest = self.genesis.moving_manifest
-        base = weights_to_float32(self.genesis.weights.select(manifest))
-        values = weights_to_float32(action.weights.select(manifest))
-        improvement = self.task.improvements_ppm(index, base, manifest, {b"": values - base}, 1.0)[b""]
-        event = ev.MeasurementFinished(action.checkpoint, action.weights_hash, *improvement)
-        self._later(index, self._latency(), event)
+        def finished() -> ev.Event:
+            improvements = self.tasks.evaluate.take(ticket)
+            if index in self.options.liars:
+                improvements = {i: (-ppm, examples) for i, (ppm, examples) in improvements.items()}
+            return ev.EvaluationFinished(action.checkpoint, improvements)
+
+        self._when_done(index, self._latency(), finished)
+
+    def _measure(self, index: int, action: act.Measure | act.MeasureComposition) -> None:
+        ticket = self.tasks.measure.ask(MeasureRequest(index, action.weights))
+
+        def finished() -> ev.Event:
+            figure = self.tasks.measure.take(ticket)
+            if isinstance(action, act.MeasureComposition):
+                return ev.CompositionMeasured(action.weights_hash, *figure)
+            return ev.MeasurementFinished(action.checkpoint, action.weights_hash, *figure)
+
+        self._when_done(index, self._latency(), finished)
+
+    def _when_done(self, index: int, delay_ms: int, finished: Callable[[], ev.Event]) -> None:
+        """Hand a result to its node, unless that life is over by then."""
+        life = self.nodes[index].life
+
+        def deliver() -> None:
+            event = finished()  # taken in any case: a result that nobody takes would stay
+            self._handle(index, life, event)
+
+        self._at(delay_ms, deliver)
 
     def _finalize(self, simulated: SimulatedNode, action: act.Finalize) -> None:
         node = simulated.node
@@ -462,9 +491,9 @@ class Cluster:
         if action.outcome is not None and action.number not in self.outcomes:
             self.outcomes[action.number] = action
         if len(self.history) < action.number:
-            manifest = self.genesis.moving_manifest
-            values = weights_to_float32(node.state.weights.select(manifest))
-            loss = self.task.global_loss(values, manifest)
+            everybody = range(self.options.nodes)
+            total = self.task.loss_sum(node.state.weights, everybody)
+            loss = total / self.task.loss_unit / len(everybody)
             self.history.append(f"{action.number} {node.state.record_hash.hex()} {loss:.6f}")
 
     def _aggregate(self, state: NetworkState, inputs: CheckpointInputs) -> Aggregation:

@@ -156,7 +156,7 @@ class _Study:
             common = self.task.common(self.manifest)
             target = common + np.float32(4) * (self.task.target(node, self.manifest) - common)
             return np.asarray((target - values) * np.float32(0.5), dtype=np.float32)
-        learned: Values = self.task.train(node, values, self.manifest) - values
+        learned: Values = self.task.train_node(node, values, self.manifest) - values
         return learned
 
     def _deltas(self) -> dict[int, Values]:

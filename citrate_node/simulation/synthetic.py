@@ -7,17 +7,16 @@ integers, elementwise float32 steps are the same everywhere: a run has one histo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 
 import numpy as np
-import numpy.typing as npt
 
 from ..protocol.adapter import AdapterConfig, AdapterWeights, from_tensors
-from ..protocol.tensors import Int64Array, Manifest, weights_from_float32
+from ..protocol.tensors import Factor, Int64Array, Manifest, weights_from_float32, weights_to_float32
+from .workload import EvaluateRequest, Improvement, MeasureRequest, TrainRequest, TrainResult, Values
 
-Values = npt.NDArray[np.float32]
 LOSS_UNIT = 2**30
 """A squared distance is counted in 2^-30, so that sums are exact integers."""
 
@@ -38,6 +37,11 @@ class SyntheticTask:
     steps: int = 4
     learning_rate: float = 0.25
     examples: int = 64
+    factor: Factor = "lora_B"
+    """The tensors whose distance to the target is the loss: what the network's method moves first."""
+    _targets: dict[tuple[int, bytes], Values] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def initial_weights(self) -> AdapterWeights:
         """A from the seed, B zero: as every adapter begins."""
@@ -49,14 +53,67 @@ class SyntheticTask:
 
     def target(self, node: int, manifest: Manifest) -> Values:
         """Where a node's own data would have the tensors of `manifest`, float32 (manifest.count,)."""
-        own = self._uniform(f"own/{node}/{manifest.hash.hex()}", manifest.count)
-        return self.common(manifest) + np.float32(self.spread) * own
+        key = (node, manifest.hash)
+        if key not in self._targets:
+            own = self._uniform(f"own/{node}/{manifest.hash.hex()}", manifest.count)
+            self._targets[key] = self.common(manifest) + np.float32(self.spread) * own
+        return self._targets[key]
 
     def common(self, manifest: Manifest) -> Values:
         """What all targets share, float32 (manifest.count,)."""
-        return self._uniform(f"common/{manifest.hash.hex()}", manifest.count)
+        key = (-1, manifest.hash)
+        if key not in self._targets:
+            self._targets[key] = self._uniform(f"common/{manifest.hash.hex()}", manifest.count)
+        return self._targets[key]
 
-    def train(self, node: int, values: Values, manifest: Manifest) -> Values:
+    # ---------------------------------------------------------------- simulation.workload.Workload
+
+    @property
+    def loss_unit(self) -> int:
+        return LOSS_UNIT
+
+    def train(self, requests: Sequence[TrainRequest]) -> list[TrainResult]:
+        """Each by itself: a step is elementwise."""
+        results = []
+        for request in requests:
+            values = self.train_node(request.node, request.values, request.manifest)
+            loss = self.node_loss(request.node, values, request.manifest)
+            results.append(TrainResult(values, self.examples, loss / LOSS_UNIT))
+        return results
+
+    def evaluate(self, requests: Sequence[EvaluateRequest]) -> list[dict[bytes, Improvement]]:
+        results = []
+        for request in requests:
+            values = weights_to_float32(request.parent.select(request.manifest))
+            deltas, scale = request.deltas, request.scale
+            results.append(self.improvements_ppm(request.node, values, request.manifest, deltas, scale))
+        return results
+
+    def measure(self, requests: Sequence[MeasureRequest]) -> list[Improvement]:
+        """The network's own adapter by its distance to the target, a composition by that of its update."""
+        results = []
+        for request in requests:
+            weights = request.weights
+            if weights.config.rank != self.rank:
+                results.append(self.composed_improvement_ppm(request.node, weights))
+                continue
+            manifest = weights.manifest.subset(self.factor)
+            base = self._base_values(manifest)
+            delta = weights_to_float32(weights.select(manifest)) - base
+            results.append(self.improvements_ppm(request.node, base, manifest, {b"": delta}, 1.0)[b""])
+        return results
+
+    def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
+        """Mean squared distance per value, rounded down for each node before it is added."""
+        manifest = weights.manifest.subset(self.factor)
+        targets = np.stack([self.target(node, manifest) for node in nodes])
+        distance = weights_to_float32(weights.select(manifest)).astype(np.float64) - targets
+        sums = np.sum(np.round(distance * distance * LOSS_UNIT).astype(np.int64), axis=1)
+        return int(np.sum(sums // manifest.count))
+
+    # ---------------------------------------------------------------- one node
+
+    def train_node(self, node: int, values: Values, manifest: Manifest) -> Values:
         """Gradient descent on the own loss; elementwise, so bit-identical everywhere."""
         target = self.target(node, manifest)
         moved = values.copy()
@@ -64,19 +121,19 @@ class SyntheticTask:
             moved = moved + np.float32(self.learning_rate) * (target - moved)
         return moved
 
-    def loss(self, node: int, values: Values, manifest: Manifest) -> int:
+    def node_loss(self, node: int, values: Values, manifest: Manifest) -> int:
         """Sum of squared distances to the own target, in units of 2^-30."""
         distance = values.astype(np.float64) - self.target(node, manifest)
         return int(np.sum(np.round(distance * distance * LOSS_UNIT).astype(np.int64)))
 
     def improvements_ppm(
         self, node: int, values: Values, manifest: Manifest, deltas: Mapping[bytes, Values], scale: float
-    ) -> dict[bytes, tuple[int, int]]:
+    ) -> dict[bytes, Improvement]:
         """Signal id to (improvement of the own loss in ppm, examples), as a real evaluator reports it."""
-        before = self.loss(node, values, manifest)
+        before = self.node_loss(node, values, manifest)
         out = {}
         for signal_id, delta in deltas.items():
-            after = self.loss(node, values + np.float32(scale) * delta, manifest)
+            after = self.node_loss(node, values + np.float32(scale) * delta, manifest)
             out[signal_id] = (ratio_ppm(before - after, before), self.examples)
         return out
 
@@ -90,10 +147,13 @@ class SyntheticTask:
         left = wanted - _update(weights)
         return ratio_ppm(before - int(np.sum(left * left)), before), self.examples
 
-    def global_loss(self, values: Values, manifest: Manifest) -> float:
-        """Mean over all nodes of the mean squared distance: what mentorship is for."""
-        total = sum(self.loss(node, values, manifest) for node in range(self.nodes))
-        return total / LOSS_UNIT / self.nodes / manifest.count
+    def _base_values(self, manifest: Manifest) -> Values:
+        """The tensors of `manifest` as every adapter begins: B zero, A from the seed."""
+        values = np.zeros(manifest.count, dtype=np.float32)
+        if self.factor != "lora_B":
+            initial = self.initial_weights()
+            values = weights_to_float32(initial.select(initial.manifest.subset(self.factor)))
+        return values
 
     def _uniform(self, name: str, count: int) -> Values:
         """float32 (count,) in [-1, 1), from the seed and a name alone (PCG64: the same on every machine)."""

@@ -26,12 +26,17 @@ MINIMAL = load_preset("minimal")
 WITHIN_MS = 120_000
 
 
+def task_of(cluster: Cluster) -> SyntheticTask:
+    assert isinstance(cluster.task, SyntheticTask)
+    return cluster.task
+
+
 def trained(cluster: Cluster, node: int) -> AdapterWeights:
     """What a node would make of the first weights by itself."""
     weights = cluster.genesis.weights
     manifest = cluster.genesis.moving_manifest
     start = np.zeros(manifest.count, dtype=np.float32)
-    values = cluster.task.train(node, start, manifest)
+    values = task_of(cluster).train_node(node, start, manifest)
     return weights.with_values(manifest, np.round(values.astype(np.float64) * 2**24).astype(np.int64))
 
 
@@ -50,7 +55,7 @@ def promotes(final: act.Finalize) -> bool:
 
 
 def measured(cluster: Cluster, weights: AdapterWeights) -> list[int]:
-    return sorted(cluster.task.composed_improvement_ppm(i, weights)[0] for i in range(len(cluster.nodes)))
+    return sorted(task_of(cluster).composed_improvement_ppm(i, weights)[0] for i in range(len(cluster.nodes)))
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -91,7 +96,7 @@ def test_a_composition_of_a_composition_is_composed() -> None:
     cluster.run_until(4, within_ms=WITHIN_MS)
     (version,) = cluster.chain.versions[again]
     assert version.weights_hash == content_id(compose(exact, third, 80, 20).weights.encode()).digest
-    assert compose(exact, third, 80, 20).weights.config.rank == 3 * cluster.task.rank
+    assert compose(exact, third, 80, 20).weights.config.rank == 3 * task_of(cluster).rank
 
 
 def rank_of(rank: int, seed: int) -> AdapterWeights:
@@ -103,7 +108,7 @@ def rank_of(rank: int, seed: int) -> AdapterWeights:
 
 def test_a_recompressed_composition_gets_its_version_where_a_quorum_has_the_same_bytes() -> None:
     cluster = Cluster(ClusterOptions(MINIMAL, seed=6))
-    cluster.task = replace(cluster.task, width=80)
+    cluster.task = replace(task_of(cluster), width=80)
     ids = [cluster.create_adapter(f"rank {rank}", rank_of(rank, rank)) for rank in (40, 41)]
     adapter_id = cluster.compose(ids[0], ids[1], 50)
     cluster.run_for(1_000)
@@ -117,7 +122,7 @@ def test_a_recompressed_composition_gets_its_version_where_a_quorum_has_the_same
 def test_a_recompression_that_differs_between_machines_stays_without_a_version() -> None:
     """Half of the nodes compute other last bits: no bytes find a quorum, and the checkpoints go on."""
     cluster = Cluster(ClusterOptions(MINIMAL, seed=6))
-    cluster.task = replace(cluster.task, width=80)
+    cluster.task = replace(task_of(cluster), width=80)
     ids = [cluster.create_adapter(f"rank {rank}", rank_of(rank, rank)) for rank in (40, 41)]
     adapter_id = cluster.compose(ids[0], ids[1], 50)
     cluster.run_for(1_000)
