@@ -27,7 +27,8 @@ from ..protocol.preset import ONE_PPM, Preset
 from ..protocol.state import genesis_state
 from ..protocol.state_transition import CheckpointInputs, Outcome, aggregate, process_checkpoint
 from ..protocol.tensors import weights_to_float32
-from .synthetic import SyntheticTask, Values
+from .synthetic import SyntheticTask
+from .workload import Values
 
 Kind = Literal[
     "honest",

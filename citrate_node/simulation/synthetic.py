@@ -147,6 +147,11 @@ class SyntheticTask:
         left = wanted - _update(weights)
         return ratio_ppm(before - int(np.sum(left * left)), before), self.examples
 
+    def global_loss(self, values: Values, manifest: Manifest) -> float:
+        """Mean over all nodes of the mean squared distance: what mentorship is for."""
+        total = sum(self.node_loss(node, values, manifest) for node in range(self.nodes))
+        return total / LOSS_UNIT / self.nodes / manifest.count
+
     def _base_values(self, manifest: Manifest) -> Values:
         """The tensors of `manifest` as every adapter begins: B zero, A from the seed."""
         values = np.zeros(manifest.count, dtype=np.float32)
