@@ -66,14 +66,33 @@ def weighted_mean(
     """The parent plus the weighted average of deltas.
 
     manifest: the tensors that move, a subset of the parent's. entries: (weight, delta file); weights from 0,
-    summing to exactly 2**16 (integer_weights). They are taken one after the other, and hardly more than
-    BATCH_BYTES_MAX of them is held, so they may be read from disk as they are asked for.
+    summing to exactly 2**16 (integer_weights). A list of them is gone through part by part of the vector, so
+    that the sum itself is never held. Anything else is taken one after the other, and hardly more than
+    BATCH_BYTES_MAX of it is held, so files may be read from disk as they are asked for.
     Raises FormatError when a file is not a delta of this codec and manifest, ValueError on wrong weights.
     """
-    weighted, total = weighted_sum(manifest, entries, codec)
+    if isinstance(entries, Sequence):
+        payloads = [(weight, unwrap_payload(data, codec, manifest)) for weight, data in entries]
+        total = checked_total((weight for weight, _ in entries), WEIGHT_SUM)
+        parts = codec.sums(payloads, manifest.count)
+        values = np.empty_like(parent.values) if manifest == parent.manifest else parent.values.copy()
+    else:
+        weighted, total = weighted_sum(manifest, entries, codec)
+        parts, values = iter([(0, manifest.count, weighted)]), _result_values(parent, manifest, weighted)
     if total != WEIGHT_SUM:
         raise ValueError(f"weights sum to {total}, must be {WEIGHT_SUM}")
-    return add_average(parent, manifest, weighted)
+    return _moved(parent, manifest, parts, WEIGHT_SUM_BITS, values)
+
+
+def checked_total(weights: Iterable[int], weight_sum_max: int, total: int = 0) -> int:
+    """`total` and their sum. Raises ValueError where one is below zero, or the sum above the most."""
+    for weight in weights:
+        if weight < 0:
+            raise ValueError(f"weight {weight} is below zero")
+        total += weight
+        if total > weight_sum_max:
+            raise ValueError(f"weights sum to more than {weight_sum_max}")
+    return total
 
 
 def weighted_sum(
@@ -88,13 +107,8 @@ def weighted_sum(
     fresh, total = True, 0
     for batch in _batches(entries):
         payloads: list[tuple[int, Payload]] = []
-        for weight, data in batch:
-            if weight < 0:
-                raise ValueError(f"weight {weight} is below zero")
-            total += weight
-            if total > weight_sum_max:
-                raise ValueError(f"weights sum to more than {weight_sum_max}")
-            payloads.append((weight, unwrap_payload(data, codec, manifest)))
+        total = checked_total((weight for weight, _ in batch), weight_sum_max, total)
+        payloads.extend((weight, unwrap_payload(data, codec, manifest)) for weight, data in batch)
         codec.accumulate_all(payloads, manifest.count, accumulator, fresh=fresh)
         fresh = False
         payloads.clear()
@@ -118,22 +132,45 @@ def add_average(
     """
     if weighted.shape != (manifest.count,):
         raise FormatError("values_shape", f"{weighted.shape} sums for {manifest.count} values")
+    parts = iter([(0, manifest.count, weighted)])
+    return _moved(parent, manifest, parts, weight_bits, _result_values(parent, manifest, weighted))
+
+
+def _result_values(parent: AdapterWeights, manifest: Manifest, weighted: Int64Array) -> Int64Array:
+    return weighted if manifest == parent.manifest else parent.values.copy()
+
+
+def _moved(
+    parent: AdapterWeights,
+    manifest: Manifest,
+    parts: Iterator[tuple[int, int, Int64Array]],
+    weight_bits: int,
+    values: Int64Array,
+) -> AdapterWeights:
+    """parts: (start, stop, weighted sum) of the moving tensors, in order; values: where the result goes, with
+    the parent's values in the tensors that stand still."""
     step_bits = weight_bits + DELTA_BITS - WEIGHT_BITS
-    values = weighted if manifest == parent.manifest else parent.values.copy()
     kernels = kernels_for(manifest.count)
-    at = 0
-    for place in parent.places(manifest):
-        for start, stop in ranges(place.start, place.stop, FINISH_VALUES):
-            before, after = parent.values[start:stop], values[start:stop]
-            part = weighted[at : at + stop - start]
-            if kernels is not None:
-                is_canonical = kernels.add_step(before, part, step_bits, after) <= 1 << WEIGHT_BITS
-            else:
-                np.add(before, divide_toward_zero(part, 1 << step_bits), out=after)
-                is_canonical = False
-            if not is_canonical:
-                after[:] = canonical_weights(after)
-            at += stop - start
+    places = parent.places(manifest)
+    starts = np.cumsum([0, *(place.stop - place.start for place in places)])
+    for low, high, weighted in parts:
+        first = int(np.searchsorted(starts, low, side="right")) - 1
+        for index in range(first, len(places)):
+            if starts[index] >= high:
+                break
+            offset = places[index].start - int(starts[index])
+            begin, end = max(low, int(starts[index])), min(high, int(starts[index + 1]))
+            for start, stop in ranges(begin, end, FINISH_VALUES):
+                before = parent.values[start + offset : stop + offset]
+                after = values[start + offset : stop + offset]
+                part = weighted[start - low : stop - low]
+                if kernels is not None:
+                    is_canonical = kernels.add_step(before, part, step_bits, after) <= 1 << WEIGHT_BITS
+                else:
+                    np.add(before, divide_toward_zero(part, 1 << step_bits), out=after)
+                    is_canonical = False
+                if not is_canonical:
+                    after[:] = canonical_weights(after)
     return replace(parent, values=values)
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from .adapter import AdapterWeights
-from .aggregation import WEIGHT_SUM_BITS, add_average, integer_weights
+from .aggregation import WEIGHT_SUM_BITS, add_average, integer_weights, weighted_mean
 from .certificate import validator_set_hash
 from .checkpoint import CheckpointRecord, Equivocation
 from .composition_request import CompositionRequest, MeasuredComposition, certified_compositions
@@ -343,6 +343,9 @@ def _combined(state: NetworkState, entries: list[tuple[int, bytes]]) -> _Combine
     if not entries:
         return _Combined(state.weights, state.weights_content, state.momentum)
     preset, manifest = state.preset, state.moving_manifest
+    if preset.aggregation_rule == "mean" and preset.outer_step == OuterStep():
+        result = weighted_mean(state.weights, manifest, entries, state.codec)
+        return _Combined(result, content_id(result.encode()), state.momentum)
     dishonest = len(entries) * preset.dishonest_share_ppm // ONE_PPM
     weights, files = zip(*entries, strict=True)
     given = Deltas(state.weights, manifest, state.codec, files, weights, dishonest)

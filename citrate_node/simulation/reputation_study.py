@@ -93,6 +93,8 @@ class StudyResult:
     kinds: tuple[Kind, ...]
     reputations_ppm: list[list[int]]
     """(checkpoints, nodes), after each; of a whitewasher, of its present identity."""
+    credibilities_ppm: list[list[int]]
+    """(checkpoints, nodes), after each."""
     shares_ppm: list[list[int]]
     """(checkpoints, nodes): part of the checkpoint's average; a row of zeros where there was none."""
     losses: list[float]
@@ -104,6 +106,10 @@ class StudyResult:
     def final(self, kind: Kind) -> list[int]:
         """Reputations after the last checkpoint of the nodes of a kind, in ppm."""
         return [r for r, k in zip(self.reputations_ppm[-1], self.kinds, strict=True) if k == kind]
+
+    def final_credibility(self, kind: Kind) -> list[int]:
+        """The same of credibilities."""
+        return [c for c, k in zip(self.credibilities_ppm[-1], self.kinds, strict=True) if k == kind]
 
     def mean_share_ppm(self, kind: Kind, last: int = 50) -> int:
         """Mean part of the averages of the last checkpoints, per node of a kind."""
@@ -289,6 +295,10 @@ class _Study:
     def reputation(self, node: int) -> int:
         return self.state.reputation_of(self._present(node).node_key)
 
+    def credibility(self, node: int) -> int:
+        place = self.state.position[self._present(node).node_key]
+        return self.state.reputations[place].credibility_ppm
+
     def shares(self, outcome: Outcome) -> list[int]:
         row = [0] * len(self.options.kinds)
         for signal in outcome.aggregation.outcomes:
@@ -305,10 +315,11 @@ def study(options: StudyOptions) -> StudyResult:
     """Run it; the same options give the same result everywhere."""
     world = _Study(options)
     first = world.task.global_loss(world.values(), world.manifest)
-    result = StudyResult(options.kinds, [], [], [], [], {})
+    result = StudyResult(options.kinds, [], [], [], [], [], {})
     for _ in range(options.checkpoints):
         outcome = world.step()
         result.reputations_ppm.append([world.reputation(i) for i in range(len(options.kinds))])
+        result.credibilities_ppm.append([world.credibility(i) for i in range(len(options.kinds))])
         result.shares_ppm.append(world.shares(outcome))
         at = world.values() - world.offset
         result.losses.append(world.task.global_loss(at, world.manifest) / first)

@@ -8,7 +8,9 @@ vector of integers. Called by aggregation and delta; the codecs stand in the fil
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
 
 from ..tensors import DELTA_LIMIT, Float32Array, FormatError, Int64Array, finite_float32
 
@@ -71,6 +73,15 @@ class Codec(ABC):
             accumulator.fill(0)
         for weight, data in entries:
             self.accumulate(data, count, weight, accumulator)
+
+    def sums(
+        self, entries: Sequence[tuple[int, Payload]], count: int
+    ) -> Iterator[tuple[int, int, Int64Array]]:
+        """The checked weighted sum of (weight, payload), as (start, stop, values) from the first value to the
+        last. The values may be written over by the next part: use them before asking for it."""
+        accumulator = np.empty(count, dtype=np.int64)
+        self.accumulate_all(entries, count, accumulator, fresh=True)
+        yield 0, count, accumulator
 
 
 def checked_values(values: Float32Array) -> Float32Array:

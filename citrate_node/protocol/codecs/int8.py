@@ -7,7 +7,7 @@ a linear code and an integer scale, so that decoding is one exact product.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -110,6 +110,27 @@ class Int8(Codec):
                 part = slice(start // BLOCK, _blocks(stop))
                 _check_blocks(scales[part], codes[start:stop], start)
                 _add_blocks(scales[part], codes[start:stop], weight, tile)
+
+    def sums(
+        self, entries: Sequence[tuple[int, Payload]], count: int
+    ) -> Iterator[tuple[int, int, Int64Array]]:
+        """Tile by tile, so that the sum need not pass through memory at all."""
+        kernels = kernels_for(count)
+        if kernels is None or not entries:
+            yield from super().sums(entries, count)
+            return
+        views = [(weight, *self._views(data, count)) for weight, data in entries]
+        whole = count - count % BLOCK
+        buffer = np.empty(min(TILE, whole), dtype=np.int64)
+        for start, stop in ranges(0, whole, TILE):
+            _add_with(kernels, views, start, stop, buffer[: stop - start], fresh=True)
+            yield start, stop, buffer[: stop - start]
+        if whole < count:
+            rest = np.zeros(count - whole, dtype=np.int64)
+            for weight, scales, codes in views:
+                _check_blocks(scales[whole // BLOCK :], codes[whole:], whole)
+                _add_blocks(scales[whole // BLOCK :], codes[whole:], weight, rest)
+            yield whole, count, rest
 
     def _views(self, data: Payload, count: int) -> tuple[Scales, Codes]:
         check_length(data, self.size_bytes_max(count), count)
