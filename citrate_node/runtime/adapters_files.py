@@ -208,7 +208,7 @@ def _read_ordinary(
     if base_model_id is None:
         raise BaseModelMismatch(f"{file} does not say its base model\n  give it with --base-model")
     try:
-        tensors = {name: _array(name, entry) for name, entry in raw.items()}
+        tensors = {name: tensor_array(name, entry) for name, entry in raw.items()}
         if len(tensors) > limits.tensors_max:
             raise FormatError("too_many_tensors", f"{len(tensors)} tensors, limit {limits.tensors_max}")
         rank = _whole(settings.get("r"), "r")
@@ -224,7 +224,7 @@ def _read_ordinary(
     return AdapterFile(weights, encoded, converted=encoded != data)
 
 
-def _array(name: str, entry: Mapping[str, Any]) -> npt.NDArray[np.float32]:
+def tensor_array(name: str, entry: Mapping[str, Any]) -> npt.NDArray[np.float32]:
     """One tensor as float32. bfloat16, which numpy does not know, is the upper half of a float32."""
     kind, raw = entry["dtype"], bytes(entry["data"])
     if kind == "BF16":
