@@ -303,15 +303,7 @@ class BlockStore:
 
     def _assemble(self, content: ContentId, path: Path) -> None:
         with self._keeper.lock:
-            files = sorted(
-                (f.stat().st_mtime_ns, f.stat().st_size, f) for f in self._folder.assembled.iterdir()
-            )
-            excess = sum(size for _, size, _ in files) + content.size_bytes - self._assembled_bytes_max
-            for _, size, file in files:
-                if excess > 0:
-                    file.unlink()
-                    excess -= size
-        self._folder.require_disk(content.size_bytes)
+            self._folder.make_room_for_assembled(content.size_bytes, self._assembled_bytes_max)
         temporary = write_temporary(self._folder.incoming, b"")
         try:
             reader = self.reader(content)

@@ -1,127 +1,99 @@
-"""A content store on a Kubo daemon, over its RPC (`/api/v0`), behind the same interface as the embedded one.
+"""A content store on a Kubo daemon, behind the same interface as the embedded one.
 
 The daemon is not trusted: names are computed here and another answer is refused, and every block it
 returns is hashed. Contents go in as a CAR of our own blocks, so that no setting of the daemon can change
 their CID; a daemon without `dag/import` gets `add` with every parameter that matters spelled out.
-Nothing depends on the daemon's version string.
 
-What is kept, and for which checkpoint, is remembered in a folder of ours; in the daemon each kept content
-is pinned. Its other pins are never touched. Used by the runtime in place of store.EmbeddedStore.
+What is kept, and for which checkpoint, is remembered in a folder of ours. In the daemon a kept content has an
+entry `/citrate/<owner>/<cid>` in its file system (`ipfs files ls /citrate`), which garbage collection
+respects as it does a pin. Pins would not do: there is one for each content, so several nodes on one daemon,
+or its operator, would lose theirs when one of us lets go. Used by the runtime in place of EmbeddedStore.
 """
 
 import asyncio
+import contextlib
 import hashlib
-import json
-import secrets
+import os
+import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
-import httpx
-
-from ..errors import ServiceError
-from ..protocol.content_id import (
-    BLOCK_SIZE_BYTES_MAX,
-    LEAF_SIZE_BYTES,
-    LINKS_MAX,
-    RAW,
-    Bytes,
-    ContentId,
-    Importer,
-    cid_text,
-)
+from ..errors import ConfigError
+from ..protocol.content_id import LEAF_SIZE_BYTES, RAW, Bytes, ContentId, Importer, cid_text
 from .car import encode_header, encode_section
-from .files import Records, named_errors, open_source, source_chunks
+from .files import Records, named_errors, open_source, source_chunks, write_temporary
 from .interface import (
     CollectReport,
     ContentDamaged,
+    ContentMissing,
     ContentRefused,
     Entry,
     entry_after_put,
     missing,
 )
+from .kubo_rpc import Daemon, KuboRefused, KuboRpc
 from .store_folder import StoreFolder
 from .tree import Walk, asked_cid, content_of_root, foreign_tree
 
-ANSWER_SIZE_BYTES_MAX = 1 << 20
-"""Of an answer that is not a block; those we ask for have a few lines."""
-ATTEMPTS = 3
-RETRY_SECONDS = 0.2
-ADD_PARAMETERS = {
-    "cid-version": "1",
-    "hash": "sha2-256",
-    "raw-leaves": "true",
-    "chunker": f"size-{LEAF_SIZE_BYTES}",
-    "max-file-links": str(LINKS_MAX),
-    "trickle": "false",
-    "inline": "false",
-    "nocopy": "false",
-    "cid-base": "base32",
-    "progress": "false",
-    "pin": "true",
-}
-
-
-class KuboRefused(ServiceError):
-    """The daemon answered a command with an error."""
-
-    def __init__(self, command: str, status: int, message: str) -> None:
-        super().__init__(
-            f"Kubo refused {command}: {message or f'HTTP {status}'}\n"
-            "  look at the daemon's log; `ipfs diag sys` tells its version and disk"
-        )
-        self.status = status
-        self.message = message
+HOLDINGS = "/citrate"
+"""Folder of all our nodes in a daemon's file system."""
 
 
 class KuboStore:
-    """A `ContentStore` on the daemon at `rpc_url`, remembering in `folder` what this node keeps there.
+    """A `ContentStore` on a daemon, remembering in `folder` what this node keeps there.
 
+    `owner` tells this node from others on the same daemon: letters, digits, `-`.
     `block_timeout_ms` bounds the wait for one block, which the daemon may have to find among its peers.
     `repo_gc` lets `collect` run the daemon's own garbage collection; leave it off where others use it.
     """
 
     def __init__(
         self,
-        rpc_url: str,
+        daemon: Daemon | str,
         folder: Path,
         *,
-        authorization: str | None = None,
-        timeout_ms: int = 120_000,
+        owner: str = "node",
         block_timeout_ms: int = 30_000,
         repo_gc: bool = False,
+        assembled_bytes_max: int = 2 << 30,
     ) -> None:
-        self.rpc_url = rpc_url.rstrip("/")
+        if not re.fullmatch(r"[A-Za-z0-9-]{1,64}", owner):
+            raise ConfigError(f"owner {owner!r} must be 1 to 64 letters, digits or '-'")
+        self._daemon: Daemon = KuboRpc(daemon) if isinstance(daemon, str) else daemon
+        self._holdings = f"{HOLDINGS}/{owner}"
+        self._has_holdings = False
         self._block_timeout_ms = block_timeout_ms
         self._repo_gc = repo_gc
+        self._assembled_bytes_max = assembled_bytes_max
         self._folder = StoreFolder(folder, read_only=False, disk_reserve_bytes=0)
         self._records = Records(self._folder.roots, self._folder.incoming)
-        self._entries, _ = self._records.load()  # an unreadable one lets nothing go: its pin just stays
+        self._entries, _ = self._records.load()  # an unreadable one lets nothing go: the daemon just keeps it
         self._leases: Counter[ContentId] = Counter()
         self._writing = asyncio.Lock()
-        self._http = httpx.AsyncClient(
-            base_url=f"{self.rpc_url}/api/v0/",
-            headers={"Authorization": authorization} if authorization else {},
-            timeout=httpx.Timeout(timeout_ms / 1000, connect=5.0),
-            trust_env=False,  # an RPC on this machine is never behind a proxy
-        )
 
     # the interface
 
     async def put(self, data: bytes | Path, *, ephemeral_checkpoint: int | None = None) -> ContentId:
         """Name the bytes here, send them, and refuse a daemon that names them otherwise."""
+        self._folder.require_open()
         content = await asyncio.to_thread(_name, data)
-        try:
-            await self._import(data, content)
-        except KuboRefused as error:
-            if error.status not in (404, 405):
-                raise
-            await self._add(data, content)
-        async with self._writing:
-            self._record(entry_after_put(self._entries.get(content), content, ephemeral_checkpoint))
+        with self.lease(content):
+            try:
+                named = await self._daemon.import_car(lambda: _car(data, content))
+            except KuboRefused as error:
+                if not error.is_unknown_command:
+                    raise
+                named = await self._daemon.add(lambda: _file(data))
+                if not named:
+                    raise _named_otherwise(named, content) from error
+            if set(named) - {content.cid}:
+                raise _named_otherwise(named, content)
+            async with self._writing:
+                await self._hold(content)
+                self._record(entry_after_put(self._entries.get(content), content, ephemeral_checkpoint))
         return content
 
     async def get(self, content: ContentId) -> bytes:
@@ -158,31 +130,55 @@ class KuboStore:
                 if data:
                     yield bytes(data)
 
+    async def open_path(self, content: ContentId) -> Path | None:
+        """A file with the whole content, brought from the daemon and verified; None where it is not whole."""
+        self._folder.require_open()
+        path = self._folder.assembled_path(content)
+        with named_errors(self._folder.path):
+            if path.exists():
+                os.utime(path)
+                return path
+            if content not in self._entries:
+                return None
+            self._folder.make_room_for_assembled(content.size_bytes, self._assembled_bytes_max)
+            temporary = write_temporary(self._folder.incoming, b"")
+            try:
+                with open(temporary, "wb") as out:
+                    async for part in self.read(content):
+                        await asyncio.to_thread(out.write, part)
+                os.replace(temporary, path)
+                return path
+            except ContentMissing:
+                return None
+            finally:
+                temporary.unlink(missing_ok=True)
+
     async def has(self, content: ContentId) -> bool:
-        """Whether this node keeps the content and the daemon still pins it, so all of it is there."""
+        """Whether this node keeps the content and the daemon still has it, as far as it can say."""
+        self._folder.require_open()
         if content not in self._entries:
             return False
         try:
-            await self._ask("pin/ls", {"arg": content.cid, "type": "recursive"})
+            found = await self._daemon.stat(self._path(content))
         except KuboRefused:
             return False
-        return True
+        return found.get("Local") is not False or not found.get("WithLocality")
 
     async def pin(self, content: ContentId) -> None:
-        """Keep a content; the daemon fetches what it lacks, for as long as `block_timeout_ms`."""
+        """Keep a content; the daemon brings what it lacks, block by block, and each is hashed here."""
+        try:
+            async for _ in self.read(content):
+                pass
+        except ContentMissing as error:
+            raise missing(content.cid) from error
         async with self._writing:
-            try:
-                await self._ask(
-                    "pin/add",
-                    {"arg": content.cid, "recursive": "true", "timeout": f"{self._block_timeout_ms}ms"},
-                )
-            except KuboRefused as error:
-                raise missing(content.cid) from error
+            await self._hold(content)
             old = self._entries.get(content)
             self._record(Entry(content, True, old.ephemeral_checkpoint if old else None))
 
     async def unpin(self, content: ContentId) -> None:
         """Let a content go at the next collection; the daemon keeps it until then."""
+        self._folder.require_open()
         async with self._writing:
             old = self._entries.get(content)
             if old is None:
@@ -196,11 +192,12 @@ class KuboStore:
         return tuple(self._entries[content] for content in sorted(self._entries))
 
     async def collect(self, final_checkpoint: int | None = None) -> CollectReport:
-        """Unpin in the daemon what nothing keeps any more.
+        """Let go in the daemon of what nothing keeps any more.
 
-        The disk is freed when the daemon collects its garbage. Unpinned first, forgotten last: cut short,
+        The disk is freed when the daemon collects its garbage. Let go first, forgotten last: cut short,
         the next collection does it again.
         """
+        self._folder.require_open()
         async with self._writing:
             doomed = tuple(
                 entry.content
@@ -208,15 +205,13 @@ class KuboStore:
                 if entry.is_over(final_checkpoint) and not self._leases[entry.content]
             )
             for content in doomed:
-                try:
-                    await self._ask("pin/rm", {"arg": content.cid, "recursive": "true"})
-                except KuboRefused as error:
-                    if "not pinned" not in error.message:
-                        raise
+                with contextlib.suppress(KuboRefused):  # someone removed it already
+                    await self._daemon.remove(self._path(content))
                 with named_errors(self._folder.path):
                     self._records.remove((content,))
+                    self._folder.assembled_path(content).unlink(missing_ok=True)
                 del self._entries[content]
-            removed = len(_lines(await self._ask("repo/gc", {}))) if self._repo_gc else 0
+            removed = await self._daemon.collect_garbage() if self._repo_gc else 0
             return CollectReport(doomed, len(self._entries), removed, 0)
 
     def lease(self, content: ContentId) -> AbstractContextManager[None]:
@@ -229,11 +224,11 @@ class KuboStore:
 
     async def version(self) -> str:
         """What the daemon calls itself, for people to read."""
-        return str(_object(await self._ask("version", {})).get("Version", "unknown"))
+        return await self._daemon.version()
 
     async def close(self) -> None:
-        await self._http.aclose()
         self._folder.close()
+        await self._daemon.close()
 
     async def __aenter__(self) -> "KuboStore":
         return self
@@ -255,6 +250,23 @@ class KuboStore:
             if not self._leases[content]:
                 del self._leases[content]
 
+    def _path(self, content: ContentId) -> str:
+        return f"{self._holdings}/{content.cid}"
+
+    async def _hold(self, content: ContentId) -> None:
+        """Enter the content in the daemon's file system; `_writing` is held. Harmless when repeated."""
+        if not self._has_holdings:
+            await self._daemon.make_folder(self._holdings)
+            self._has_holdings = True
+        try:
+            await self._daemon.copy(f"/ipfs/{content.cid}", self._path(content), self._block_timeout_ms)
+        except KuboRefused as refusal:
+            try:
+                await self._daemon.stat(self._path(content))  # there already: daemons word this differently
+            except KuboRefused:
+                self._has_holdings = False  # someone may have removed the folder
+                raise refusal from None
+
     def _record(self, entry: Entry) -> None:
         with named_errors(self._folder.path):
             self._records.write(entry)
@@ -262,174 +274,57 @@ class KuboStore:
 
     async def _fetch(self, digest: bytes) -> bytes:
         """A block as the daemon returns it, which the caller hashes."""
+        self._folder.require_open()
         name = cid_text(RAW, digest)
         try:
-            return await self._ask(
-                "block/get",
-                {"arg": name, "timeout": f"{self._block_timeout_ms}ms"},
-                size_bytes_max=BLOCK_SIZE_BYTES_MAX,
-            )
+            return await self._daemon.block(name, self._block_timeout_ms)
         except KuboRefused as error:
             raise missing(name) from error
-
-    async def _import(self, data: bytes | Path, content: ContentId) -> None:
-        answer = await self._ask(
-            "dag/import",
-            {"pin-roots": "true", "silent": "false", "stats": "false", "allow-big-block": "false"},
-            upload=lambda: _car(data, content),
-        )
-        roots = [line["Root"] for line in _lines(answer) if isinstance(line.get("Root"), dict)]
-        named = [root.get("Cid", {}).get("/") for root in roots]
-        if named != [content.cid]:
-            raise ContentRefused(f"Kubo imported {named}, not {content.cid}\n  check the daemon's version")
-        if roots[0].get("PinErrorMsg"):
-            raise KuboRefused("dag/import", 200, f"cannot pin {content.cid}: {roots[0]['PinErrorMsg']}")
-
-    async def _add(self, data: bytes | Path, content: ContentId) -> None:
-        answer = await self._ask("add", ADD_PARAMETERS, upload=lambda: _file(data))
-        named = [line.get("Hash") for line in _lines(answer)]
-        if named != [content.cid]:
-            for wrong in named:
-                await self._ask("pin/rm", {"arg": str(wrong)})
-            raise ContentRefused(
-                f"Kubo named the content {named}, not {content.cid}\n"
-                "  this daemon does not follow the profile unixfs-v1-2025: use one that has dag/import"
-            )
-
-    async def _ask(
-        self,
-        command: str,
-        parameters: dict[str, str],
-        *,
-        upload: Callable[[], AsyncIterator[bytes]] | None = None,
-        size_bytes_max: int = ANSWER_SIZE_BYTES_MAX,
-    ) -> bytes:
-        """One RPC call. All that we use may be repeated, so a broken connection is tried again."""
-        self._folder.require_open()
-        for attempt in range(1, ATTEMPTS + 1):
-            try:
-                return await self._ask_once(command, parameters, upload, size_bytes_max)
-            except httpx.TransportError as error:
-                if attempt == ATTEMPTS or isinstance(error, httpx.ReadTimeout):
-                    raise ServiceError(
-                        f"cannot reach Kubo at {self.rpc_url} ({type(error).__name__} in {command})\n"
-                        "  start it with `ipfs daemon`, or do without: the embedded store needs no daemon"
-                    ) from error
-                await asyncio.sleep(RETRY_SECONDS * attempt)
-        raise AssertionError("unreachable")
-
-    async def _ask_once(
-        self,
-        command: str,
-        parameters: dict[str, str],
-        upload: Callable[[], AsyncIterator[bytes]] | None,
-        size_bytes_max: int,
-    ) -> bytes:
-        boundary = secrets.token_hex(16)  # not to be guessed: content that holds it would end the upload
-        headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"} if upload else {}
-        body = _multipart(upload(), boundary) if upload else None
-        async with self._http.stream(
-            "POST", command, params=parameters, headers=headers, content=body
-        ) as answer:
-            if int(answer.headers.get("Content-Length", 0)) > size_bytes_max:
-                raise ContentRefused(
-                    f"Kubo's answer to {command} is above the limit of {size_bytes_max} bytes"
-                )
-            data = bytearray()
-            async for part in answer.aiter_bytes():
-                data += part
-                if len(data) > size_bytes_max:
-                    raise ContentRefused(
-                        f"Kubo's answer to {command} is above the limit of {size_bytes_max} bytes"
-                    )
-            if answer.status_code != 200:
-                raise KuboRefused(command, answer.status_code, _message(bytes(data)))
-            return bytes(data)
 
 
 def _name(data: bytes | Path) -> ContentId:
     importer = Importer()
-    if isinstance(data, Path):
-        with open_source(data) as file:
-            for chunk in source_chunks(file, data):
-                importer.update(chunk)
-    else:
-        importer.update(data)
+    for chunk in _file(data):
+        importer.update(chunk)
     return importer.finish()
 
 
-async def _file(data: bytes | Path) -> AsyncIterator[bytes]:
-    """The bytes to send, a leaf at a time, read beside the event loop."""
+def _file(data: bytes | Path) -> Iterator[bytes]:
+    """The bytes to send, a few leaves at a time."""
     if isinstance(data, Path):
         with open_source(data) as file:
-            chunks = source_chunks(file, data)
-            while (chunk := await asyncio.to_thread(next, chunks, None)) is not None:
-                yield chunk
+            yield from source_chunks(file, data)
         return
     for start in range(0, len(data), LEAF_SIZE_BYTES):
         yield data[start : start + LEAF_SIZE_BYTES]
 
 
-async def _car(data: bytes | Path, content: ContentId) -> AsyncIterator[bytes]:
+def _car(data: bytes | Path, content: ContentId) -> Iterator[bytes]:
     """The CAR of a file, made while it is sent; refused where the file no longer has that name."""
-    sections: dict[bytes, bytes] = {}
+    sections: list[bytes] = []
     sent: set[bytes] = set()
 
     def add(digest: bytes, codec: int, block: Bytes) -> None:
         if digest not in sent:
             sent.add(digest)
-            sections[digest] = encode_section(codec, digest, block)
+            sections.append(encode_section(codec, digest, block))
 
     importer = Importer(add)
     yield encode_header(content.cid_bytes)
-    async for chunk in _file(data):
-        await asyncio.to_thread(importer.update, chunk)
-        for section in sections.values():
-            yield section
+    for chunk in _file(data):
+        importer.update(chunk)
+        yield from sections
         sections.clear()
     if importer.finish() != content:
         raise ContentRefused("the file changed while it was sent\n  store it once nothing writes to it")
-    for section in sections.values():
-        yield section
+    yield from sections
 
 
-async def _multipart(body: AsyncIterator[bytes], boundary: str) -> AsyncIterator[bytes]:
-    yield (
-        f"--{boundary}\r\n"
-        'Content-Disposition: form-data; name="file"; filename="content"\r\n'
-        "Content-Type: application/octet-stream\r\n\r\n"
-    ).encode()
-    async for part in body:
-        yield part
-    yield f"\r\n--{boundary}--\r\n".encode()
-
-
-def _lines(answer: bytes) -> list[dict[str, Any]]:
-    """The objects of an answer of one JSON object per line; an error among them is raised."""
-    lines = [_object(line) for line in answer.splitlines() if line.strip()]
-    for line in lines:
-        if line.get("Type") == "error":  # begun with 200, failed on the way
-            raise KuboRefused("a command", 200, str(line.get("Message", "")))
-    return lines
-
-
-def _object(text: bytes) -> dict[str, Any]:
-    try:
-        parsed = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ContentRefused("Kubo's answer is not JSON\n  check that the address is the RPC's") from error
-    if not isinstance(parsed, dict):
-        raise ContentRefused("Kubo's answer is not a JSON object\n  check that the address is the RPC's")
-    return parsed
-
-
-def _message(answer: bytes) -> str:
-    """The message of an error answer, which may also be plain text."""
-    try:
-        parsed = json.loads(answer)
-    except (ValueError, RecursionError):
-        return answer[:200].decode(errors="replace").strip()
-    return str(parsed.get("Message", "")) if isinstance(parsed, dict) else ""
+def _named_otherwise(named: tuple[str, ...], content: ContentId) -> ContentRefused:
+    return ContentRefused(
+        f"Kubo named the content {', '.join(named) or 'nothing'}, not {content.cid}\n"
+        "  this daemon does not follow the profile unixfs-v1-2025: use one that has dag/import"
+    )
 
 
 def _damaged(digest: bytes) -> ContentDamaged:

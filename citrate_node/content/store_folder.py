@@ -8,7 +8,7 @@
     quarantine/   blocks that no longer hash to their name, until the next collection
     assembled/    whole files for senders that need a path, wiped when a writer opens
 
-Used by block_store only.
+Used by block_store, and by kubo for its records and assembled files.
 """
 
 import fcntl
@@ -78,6 +78,16 @@ class StoreFolder:
 
     def assembled_path(self, content: ContentId) -> Path:
         return self.assembled / content.cid_bytes.hex()
+
+    def make_room_for_assembled(self, size_bytes: int, assembled_bytes_max: int) -> None:
+        """Remove the oldest assembled files until one more fits into the budget; StoreFull on a full disk."""
+        files = sorted((f.stat().st_mtime_ns, f.stat().st_size, f) for f in self.assembled.iterdir())
+        excess = sum(size for _, size, _ in files) + size_bytes - assembled_bytes_max
+        for _, size, file in files:
+            if excess > 0:
+                file.unlink()
+                excess -= size
+        self.require_disk(size_bytes)
 
     def require_open(self) -> None:
         if self._closed:

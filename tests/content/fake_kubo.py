@@ -21,11 +21,15 @@ from citrate_node.protocol.content_id import ContentId, parse_cid
 
 
 class FakeKubo:
-    """The state of the stand-in: blocks, recursive pins, requests seen, and what to do wrong."""
+    """The state of the stand-in: blocks, pins, files, requests seen, and what to do wrong."""
 
     def __init__(self, folder: Path) -> None:
         self.store = BlockStore(folder, disk_reserve_bytes=0)
         self.pins: dict[str, ContentId] = {}
+        self.folders: set[str] = set()
+        self.holdings: dict[str, ContentId] = {}
+        """Files of the daemon's own file system, by path."""
+        self.tells_locality = True
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.missing_commands: set[str] = set()
         self.answers: dict[str, list[web.Response]] = {}
@@ -68,38 +72,51 @@ class FakeKubo:
     async def do_dag_import(self, request: web.Request) -> web.Response:
         data = await _upload(request)
         content = await asyncio.to_thread(import_car, self.store, io.BytesIO(data), size_bytes_max=1 << 30)
+        if request.query.get("pin-roots") == "false":
+            return lines()
         self.pins[content.cid] = content
         return lines({"Root": {"Cid": {"/": content.cid}, "PinErrorMsg": ""}})
 
     async def do_add(self, request: web.Request) -> web.Response:
         content = self.store.put(await _upload(request))
-        self.pins[content.cid] = content
+        if request.query.get("pin") != "false":
+            self.pins[content.cid] = content
         return lines({"Name": "content", "Hash": content.cid, "Size": str(content.size_bytes)})
 
     async def do_block_get(self, request: web.Request) -> web.Response:
         return web.Response(body=self.store.block(parse_cid(request.query["arg"])[1]))
 
-    async def do_pin_add(self, request: web.Request) -> web.Response:
-        content = self.store.resolve(request.query["arg"], 1 << 30)
-        self.store.pin(content)
-        self.pins[content.cid] = content
-        return lines({"Pins": [content.cid]})
+    async def do_files_mkdir(self, request: web.Request) -> web.Response:
+        self.folders.add(request.query["arg"])
+        return web.Response()
 
-    async def do_pin_rm(self, request: web.Request) -> web.Response:
-        content = self.pins.pop(request.query["arg"], None)
+    async def do_files_cp(self, request: web.Request) -> web.Response:
+        source, path = request.query.getall("arg")
+        if path.rpartition("/")[0] not in self.folders:
+            return failure("file does not exist")
+        if path in self.holdings:
+            return failure("directory already has entry by that name")
+        self.holdings[path] = self.store.resolve(source.removeprefix("/ipfs/"), 1 << 30)
+        return web.Response()
+
+    async def do_files_rm(self, request: web.Request) -> web.Response:
+        if self.holdings.pop(request.query["arg"], None) is None and request.query.get("force") != "true":
+            return failure("file does not exist")
+        return web.Response()
+
+    async def do_files_stat(self, request: web.Request) -> web.Response:
+        content = self.holdings.get(request.query["arg"])
         if content is None:
-            return failure("not pinned or pinned indirectly")
-        self.store.unpin(content)
-        return lines({"Pins": [content.cid]})
-
-    async def do_pin_ls(self, request: web.Request) -> web.Response:
-        cid = request.query["arg"]
-        if cid not in self.pins:
-            return failure(f"path '/ipfs/{cid}' is not pinned")
-        return lines({"Keys": {cid: {"Type": "recursive"}}})
+            return failure("file does not exist")
+        local = {"WithLocality": True, "Local": self.store.has(content)} if self.tells_locality else {}
+        return lines({"Hash": content.cid, "Size": content.size_bytes, "Type": "file", **local})
 
     async def do_repo_gc(self, request: web.Request) -> web.Response:
         before = {path.name for path in (self.store.path / "blocks").iterdir()}
+        kept = {*self.pins.values(), *self.holdings.values()}
+        for content in self.store.pins():
+            if content not in kept:
+                self.store.unpin(content)
         self.store.collect()
         gone = before - {path.name for path in (self.store.path / "blocks").iterdir()}
         return lines(*({"Key": {"/": name}} for name in sorted(gone)))

@@ -1,84 +1,29 @@
-"""KuboStore against a real daemon that is not ours: js-ipfs 0.66.1 (reports RPC version 0.18.1).
+"""KuboStore against a real daemon that is not ours: js-ipfs 0.66.1 (see js_ipfs.py in tests/).
 
-Runs where CITRATE_TEST_JSIPFS names its `jsipfs` (`npm install ipfs@0.66.1`, Node 20); archived, but the
-one IPFS daemon with an RPC that npm still installs. It is not Kubo: it ignores `max-file-links`, accepts
-damaged CARs, and its pins and garbage collection are its own.
+It is not Kubo. Known to be different, and why this file cannot show more: it ignores `max-file-links` (above
+174 leaves `add` gives another root; found out here), accepts damaged CARs, answers `dag/get` with 500, does
+not report locality in `files/stat`, serves no trustless gateway, and its garbage collection is its own.
 """
 
-import json
-import os
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from js_ipfs import needs_package, running_js_ipfs
 from store_samples import LEAF, stream
 
-from citrate_node.content.interface import ContentMissing
+from citrate_node.content.interface import ContentMissing, ContentRefused
 from citrate_node.content.kubo import KuboStore
+from citrate_node.content.kubo_rpc import KuboRefused, KuboRpc, Parts
 from citrate_node.protocol.content_id import content_id
 
-JSIPFS = os.environ.get("CITRATE_TEST_JSIPFS", "")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not JSIPFS, reason="CITRATE_TEST_JSIPFS does not name a jsipfs (npm install ipfs@0.66.1)"
-    ),
-]
-POLYFILL = """
-Promise.withResolvers ??= function () {
-  let resolve, reject
-  const promise = new Promise((yes, no) => { resolve = yes; reject = no })
-  return { promise, resolve, reject }
-}
-"""
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [opened.getsockname()[1] for opened in sockets]
-    for opened in sockets:
-        opened.close()
-    return ports
+pytestmark = [pytest.mark.slow, needs_package("js-ipfs", ".bin/jsipfs")]
 
 
 @pytest.fixture(scope="module")
 def rpc_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A daemon without network, alone on a fresh repository."""
-    folder = tmp_path_factory.mktemp("js-ipfs")
-    api, gateway = free_ports(2)
-    (folder / "polyfill.cjs").write_text(POLYFILL)
-    environment = {**os.environ, "IPFS_PATH": str(folder / "repo")}
-    jsipfs = ["node", "--require", str(folder / "polyfill.cjs"), JSIPFS]
-    subprocess.run(
-        [*jsipfs, "init", "--empty-repo"], env=environment, check=True, capture_output=True, timeout=120
-    )
-    config = json.loads((folder / "repo" / "config").read_text())
-    config["Addresses"] |= {
-        "Swarm": [],
-        "Delegates": [],
-        "API": f"/ip4/127.0.0.1/tcp/{api}",
-        "Gateway": f"/ip4/127.0.0.1/tcp/{gateway}",
-    }
-    config["Bootstrap"] = []
-    config["Discovery"] = {"MDNS": {"Enabled": False}, "webRTCStar": {"Enabled": False}}
-    config["Routing"] = {"Type": "none"}
-    (folder / "repo" / "config").write_text(json.dumps(config))
-    log = folder / "daemon.log"
-    with log.open("wb") as out:
-        daemon = subprocess.Popen([*jsipfs, "daemon", "--offline"], env=environment, stdout=out, stderr=out)
-    try:
-        for _ in range(300):
-            assert daemon.poll() is None, log.read_text()
-            if b"Daemon is ready" in log.read_bytes():
-                break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{api}"
-    finally:
-        daemon.kill()
-        daemon.wait(20)
+    with running_js_ipfs(tmp_path_factory.mktemp("js-ipfs")) as url:
+        yield url
 
 
 @pytest.fixture
@@ -87,13 +32,19 @@ async def kubo(rpc_url: str, tmp_path: Path) -> AsyncIterator[KuboStore]:
         yield store
 
 
+class WithoutImport(KuboRpc):
+    """As if the daemon had no `dag/import`."""
+
+    async def import_car(self, parts: Parts) -> tuple[str, ...]:
+        raise KuboRefused("dag/import", 404, "")
+
+
 async def test_a_real_daemon_keeps_serves_and_lets_go(kubo: KuboStore, tmp_path: Path) -> None:
     datas = [b"", b"hello world", stream(LEAF), stream(3 * LEAF + 7), stream(LEAF, "many") * 200]
     contents = [await kubo.put(data) for data in datas[:-1]]
     (tmp_path / "large").write_bytes(datas[-1])
-    contents.append(
-        await kubo.put(tmp_path / "large")
-    )  # 200 leaves: beyond the 174 links that `add` makes of it
+    # 200 leaves: beyond the 174 links that `add` makes of it
+    contents.append(await kubo.put(tmp_path / "large"))
     assert contents == [content_id(data) for data in datas]
     for content, data in zip(contents, datas, strict=True):
         assert await kubo.has(content)
@@ -103,10 +54,31 @@ async def test_a_real_daemon_keeps_serves_and_lets_go(kubo: KuboStore, tmp_path:
     assert b"".join(tail) == datas[3][2 * LEAF + 1 :]
 
 
-async def test_a_real_daemon_forgets_what_a_collection_unpins(kubo: KuboStore) -> None:
+async def test_a_real_daemon_forgets_what_a_collection_lets_go(kubo: KuboStore) -> None:
     kept, delta = await kubo.put(b"weights"), await kubo.put(stream(2 * LEAF), ephemeral_checkpoint=1)
-    assert (await kubo.collect(1)).contents_removed == (delta,)
+    report = await kubo.collect(1)
+    assert report.contents_removed == (delta,)
+    assert report.blocks_removed >= 3
     assert (await kubo.has(kept), await kubo.has(delta)) == (True, False)
     assert await kubo.get(kept) == b"weights"
     with pytest.raises(ContentMissing):
         await kubo.get(delta)
+
+
+async def test_two_nodes_on_one_real_daemon_do_not_let_go_for_each_other(
+    kubo: KuboStore, rpc_url: str, tmp_path: Path
+) -> None:
+    async with KuboStore(rpc_url, tmp_path / "other", owner="other") as other:
+        for store in (kubo, other):
+            delta = await store.put(stream(LEAF, "shared"), ephemeral_checkpoint=1)
+        assert (await kubo.collect(1)).contents_removed == (delta,)
+        assert await other.get(delta) == stream(LEAF, "shared")
+
+
+async def test_a_real_daemon_s_add_gives_our_name_or_is_found_out(rpc_url: str, tmp_path: Path) -> None:
+    async with KuboStore(WithoutImport(rpc_url), tmp_path / "content") as kubo:
+        content = await kubo.put(stream(3 * LEAF + 7))
+        assert await kubo.get(content) == stream(3 * LEAF + 7)
+        with pytest.raises(ContentRefused, match="does not follow the profile unixfs-v1-2025"):
+            await kubo.put(stream(LEAF, "many") * 175)
+        assert [entry.content for entry in await kubo.ls()] == [content]

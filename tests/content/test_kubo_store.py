@@ -9,7 +9,7 @@ from aiohttp import web
 from fake_kubo import FakeKubo, failure, lines, running_fake_kubo
 from store_samples import LEAF, stream
 
-from citrate_node.content import kubo as kubo_module
+from citrate_node.content import kubo_rpc
 from citrate_node.content.interface import (
     ContentDamaged,
     ContentMissing,
@@ -17,8 +17,9 @@ from citrate_node.content.interface import (
     Entry,
     StoreBusy,
 )
-from citrate_node.content.kubo import KuboRefused, KuboStore
-from citrate_node.errors import ServiceError
+from citrate_node.content.kubo import KuboStore
+from citrate_node.content.kubo_rpc import KuboRefused, KuboRpc
+from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.protocol.content_id import BLOCK_SIZE_BYTES_MAX, content_id
 
 
@@ -54,36 +55,34 @@ async def test_a_daemon_without_dag_import_gets_add_with_every_parameter(
             "nocopy": "false",
             "cid-base": "base32",
             "progress": "false",
-            "pin": "true",
+            "pin": "false",
         },
     )
 
 
 async def test_a_daemon_that_names_the_content_otherwise_is_refused(fake: FakeKubo, kubo: KuboStore) -> None:
-    """js-ipfs does so above 174 links: it ignores max-file-links. Its wrong pin is taken away again."""
+    """js-ipfs does so above 174 links: it ignores max-file-links. Nothing is kept under the wrong name."""
     wrong = content_id(b"another").cid
-    fake.missing_commands = {"dag/import"}
-    fake.answers["add"] = [lines({"Name": "content", "Hash": wrong, "Size": "9"})]
-    with pytest.raises(KuboRefused):  # the stand-in never pinned it, and says so
-        await kubo.put(b"mine")
-    assert fake.requests[-1] == ("pin/rm", {"arg": wrong})
-    fake.missing_commands = set()
-    fake.answers["dag/import"] = [lines({"Root": {"Cid": {"/": wrong}, "PinErrorMsg": ""}})]
-    with pytest.raises(ContentRefused, match=f"not {content_id(b'mine').cid}"):
-        await kubo.put(b"mine")
-    assert await kubo.ls() == ()
+    for command, answer in (
+        ("dag/import", lines({"Root": {"Cid": {"/": wrong}, "PinErrorMsg": ""}})),
+        ("add", lines({"Name": "content", "Hash": wrong, "Size": "9"})),
+        ("add", lines()),
+    ):
+        fake.missing_commands = {"dag/import"} - {command}
+        fake.answers[command] = [answer]
+        with pytest.raises(ContentRefused, match=f"not {content_id(b'mine').cid}"):
+            await kubo.put(b"mine")
+    assert (await kubo.ls(), fake.holdings) == ((), {})
 
 
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (lambda: lines({"Root": {"Cid": {"/": content_id(b"x").cid}, "PinErrorMsg": "no room"}}), "no room"),
         (lambda: lines({"Message": "blockstore: closed", "Code": 0, "Type": "error"}), "blockstore: closed"),
         (lambda: failure("merkledag: not found"), "merkledag: not found"),
         (lambda: web.Response(status=500, text="upstream fell over"), "upstream fell over"),
         (lambda: web.Response(text="<html>login</html>"), "not JSON"),
         (lambda: web.Response(text="[]\n"), "not a JSON object"),
-        (lambda: lines(), "Kubo imported"),
         (lambda: web.Response(body=b" " * (1 << 20) + b"{}"), "above the limit of 1048576"),
     ],
 )
@@ -92,6 +91,16 @@ async def test_a_failed_import_says_what_the_daemon_said_and_keeps_nothing(
 ) -> None:
     fake.answers["dag/import"] = [answer()]
     with pytest.raises(ServiceError, match=message):
+        await kubo.put(b"x")
+    assert (await kubo.ls(), fake.holdings) == ((), {})
+
+
+async def test_an_import_of_which_the_daemon_kept_nothing_is_not_recorded(
+    fake: FakeKubo, kubo: KuboStore
+) -> None:
+    """It said 200 and has no root: the entry in its file system cannot be made."""
+    fake.answers["dag/import"] = [lines()]
+    with pytest.raises(KuboRefused, match="files/cp"):
         await kubo.put(b"x")
     assert await kubo.ls() == ()
 
@@ -116,57 +125,118 @@ async def test_an_endless_block_is_cut_off(fake: FakeKubo, kubo: KuboStore) -> N
 
 
 async def test_a_lost_connection_is_tried_again_and_given_up_in_the_end(
-    fake: FakeKubo, kubo: KuboStore, monkeypatch: pytest.MonkeyPatch
+    fake: FakeKubo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kubo_module, "RETRY_SECONDS", 0.01)
-    fake.drop_connections = kubo_module.ATTEMPTS - 1
-    content = await kubo.put(stream(LEAF + 1))
-    assert await kubo.get(content) == stream(LEAF + 1)
-    fake.drop_connections = kubo_module.ATTEMPTS
-    with pytest.raises(ServiceError, match=r"cannot reach Kubo at http://127.0.0.1:\d+ \(.* in block/get\)"):
-        await kubo.get(content)
+    monkeypatch.setattr(kubo_rpc, "RETRY_SECONDS", 0.01)
+    async with KuboStore(KuboRpc(fake.url, outage_ms=400), tmp_path / "content") as kubo:
+        fake.drop_connections = 2
+        content = await kubo.put(stream(LEAF + 1))
+        assert await kubo.get(content) == stream(LEAF + 1)
+        fake.drop_connections = 1_000
+        with pytest.raises(
+            ServiceError, match=r"cannot reach Kubo at http://127.0.0.1:\d+ \(.* in block/get\)"
+        ):
+            await kubo.get(content)
 
 
 async def test_no_daemon_at_the_address_says_how_to_do_without(tmp_path: Path) -> None:
-    async with KuboStore("http://127.0.0.1:1", tmp_path / "content") as store:
+    async with KuboStore(KuboRpc("http://127.0.0.1:1", outage_ms=300), tmp_path / "content") as store:
         with pytest.raises(ServiceError, match=r"cannot reach Kubo.*\n.*the embedded store needs no daemon"):
             await store.put(b"x")
 
 
 async def test_a_daemon_that_asks_for_a_password_gets_it(fake: FakeKubo, tmp_path: Path) -> None:
     fake.authorization = "Bearer secret"
-    async with KuboStore(fake.url, tmp_path / "one", authorization="Bearer secret") as store:
+    async with KuboStore(KuboRpc(fake.url, authorization="Bearer secret"), tmp_path / "one") as store:
         assert await store.version() == "0.0.0-stand-in"
     async with KuboStore(fake.url, tmp_path / "two") as store:
         with pytest.raises(KuboRefused, match="403 - Forbidden"):
             await store.put(b"x")
 
 
-async def test_collection_unpins_only_what_this_node_kept(fake: FakeKubo, kubo: KuboStore) -> None:
+async def test_pins_of_the_daemon_are_never_touched(fake: FakeKubo, kubo: KuboStore) -> None:
+    """Also where its operator pinned the very content that a node keeps."""
     others = fake.store.put(b"someone else's")
-    fake.pins[others.cid] = others
     mine = await kubo.put(b"mine", ephemeral_checkpoint=1)
-    report = await kubo.collect(1)
-    assert (report.contents_removed, set(fake.pins)) == ((mine,), {others.cid})
-    assert ("repo/gc", {}) not in fake.requests
+    fake.pins |= {others.cid: others, mine.cid: mine}
+    assert (await kubo.collect(1)).contents_removed == (mine,)
+    assert (set(fake.pins), fake.holdings) == ({others.cid, mine.cid}, {})
+    asked = {command for command, _ in fake.requests}
+    assert asked == {"dag/import", "files/mkdir", "files/cp", "files/rm"}
 
 
-async def test_a_pin_that_someone_took_away_is_no_longer_had_and_does_not_stop_collection(
-    fake: FakeKubo, kubo: KuboStore
+async def test_two_nodes_on_one_daemon_let_go_each_for_itself(fake: FakeKubo, tmp_path: Path) -> None:
+    async with (
+        KuboStore(fake.url, tmp_path / "one", owner="node-1", repo_gc=True) as one,
+        KuboStore(fake.url, tmp_path / "two", owner="node-2", repo_gc=True) as two,
+    ):
+        for store in (one, two):
+            delta = await store.put(stream(LEAF + 1), ephemeral_checkpoint=1)
+        assert (await one.collect(1)).contents_removed == (delta,)
+        assert (await one.has(delta), await two.has(delta)) == (False, True)
+        assert await two.get(delta) == stream(LEAF + 1)
+        assert set(fake.holdings) == {f"/citrate/node-2/{delta.cid}"}
+        assert (await two.collect(1)).blocks_removed == 3
+
+
+@pytest.mark.parametrize("tells_locality", [True, False], ids=["with-local", "without"])
+async def test_what_someone_took_away_is_no_longer_had_and_does_not_stop_collection(
+    fake: FakeKubo, kubo: KuboStore, tells_locality: bool
 ) -> None:
+    fake.tells_locality = tells_locality
     content = await kubo.put(b"mine", ephemeral_checkpoint=1)
-    fake.pins.clear()
+    assert await kubo.has(content)
+    fake.holdings.clear()
     assert not await kubo.has(content)
     assert (await kubo.collect(1)).contents_removed == (content,)
     assert await kubo.ls() == ()
 
 
+async def test_a_block_that_vanished_from_the_daemon_s_disk_is_told_by_its_locality(
+    fake: FakeKubo, kubo: KuboStore
+) -> None:
+    content = await kubo.put(stream(2 * LEAF))
+    (fake.store.path / "blocks" / content_id(stream(LEAF)).digest.hex()).unlink()
+    assert not await kubo.has(content)
+    assert await kubo.open_path(content) is None
+    await kubo.put(stream(2 * LEAF))
+    assert await kubo.has(content)
+
+
 async def test_a_pin_the_daemon_cannot_complete_is_missing(fake: FakeKubo, kubo: KuboStore) -> None:
-    content = await kubo.put(b"mine")
-    fake.answers["pin/add"] = [failure("pin: context deadline exceeded")]
+    content = await kubo.put(b"mine", ephemeral_checkpoint=1)
+    fake.answers["block/get"] = [failure("block get: context deadline exceeded")]
     with pytest.raises(ContentMissing):
         await kubo.pin(content)
-    assert await kubo.ls() == (Entry(content, True, None),)
+    assert await kubo.ls() == (Entry(content, False, 1),)
+    await kubo.pin(content)
+    assert await kubo.ls() == (Entry(content, True, 1),)
+
+
+async def test_files_for_senders_are_whole_verified_and_within_a_budget(
+    fake: FakeKubo, tmp_path: Path
+) -> None:
+    async with KuboStore(fake.url, tmp_path / "content", assembled_bytes_max=3 * LEAF) as kubo:
+        first, second = await kubo.put(stream(2 * LEAF, "a")), await kubo.put(stream(2 * LEAF, "b"))
+        path = await kubo.open_path(first)
+        assert path is not None
+        assert path.read_bytes() == stream(2 * LEAF, "a")
+        assert await kubo.open_path(first) == path
+        assert await kubo.open_path(second) is not None
+        assert not path.exists(), "the older one made room"
+        fake.answers["block/get"] = [web.Response(body=b"x")]
+        assert await kubo.open_path(first) is None, "a damaged block is not sent on"
+        assert list((tmp_path / "content" / "incoming").iterdir()) == []
+        assert await kubo.open_path(content_id(b"unknown")) is None
+        await kubo.unpin(second)
+        await kubo.collect()
+        assert list((tmp_path / "content" / "assembled").iterdir()) == []
+
+
+@pytest.mark.parametrize("owner", ["", "a/b", "..", "x" * 65])
+def test_an_owner_that_would_be_another_path_is_refused(tmp_path: Path, owner: str) -> None:
+    with pytest.raises(ConfigError, match="letters, digits"):
+        KuboStore("http://127.0.0.1:1", tmp_path / "content", owner=owner)
 
 
 async def test_one_node_per_memory_folder(fake: FakeKubo, kubo: KuboStore, tmp_path: Path) -> None:
