@@ -136,6 +136,8 @@ def build_genesis(
             "terminalTotalDifficultyPassed": True,
             "shanghaiTime": 0,
             "cancunTime": 0,
+            # geth refuses a genesis with Cancun and without this; the numbers are those of EIP-4844
+            "blobSchedule": {"cancun": {"target": 3, "max": 6, "baseFeeUpdateFraction": 3338477}},
         },
         "nonce": "0x0",
         "timestamp": hex(timestamp),

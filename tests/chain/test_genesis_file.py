@@ -37,6 +37,14 @@ def test_the_predeploy_has_code_a_nonce_and_storage_and_the_accounts_have_money(
     assert genesis["alloc"]["0x" + account("alice").hex()] == {"balance": hex(10**21)}
 
 
+def test_every_fork_with_blobs_has_its_schedule(world: World) -> None:
+    """geth 1.15 and later refuse a genesis in which one is missing."""
+    config = world.genesis()["config"]
+    forks = {name.removesuffix("Time") for name in config if name.endswith("Time")} - {"shanghai"}
+    assert config["blobSchedule"].keys() == forks == {"cancun"}
+    assert all(schedule["baseFeeUpdateFraction"] > 0 for schedule in config["blobSchedule"].values())
+
+
 def test_the_same_arguments_give_the_same_file_in_any_order_of_validators(world: World) -> None:
     shuffled = build_genesis(
         list(reversed(world.validators)),
