@@ -156,6 +156,11 @@ class AdapterFactory:
         first = await self.version(adapter_id, 1) if row["versionCount"] else None
         return made(AdapterRow, row, id=adapter_id, created_block=first.block_number if first else 0)
 
+    async def base_model_id_of(self, adapter_id: bytes) -> bytes:
+        """Half of what `adapter` costs, for those who look through many."""
+        base: bytes = (await self._read("adapter", adapter_id))["baseModelId"]
+        return base
+
     async def adapter_count(self) -> int:
         return int(await self._read("adapterCount"))
 

@@ -95,7 +95,10 @@ def list_adapters(
     chain_id: int = CHAIN_ID,
     json_lines: bool = JSON,
 ) -> None:
-    """List adapters in the order of their creation, a page at a time."""
+    """List adapters in the order of their creation, a page at a time.
+
+    With --base-model one page looks at 1,000 adapters at most, and says where to go on.
+    """
     from citrate_node.cli.output import print_json
     from citrate_node.runtime.adapters import place_of
     from citrate_node.runtime.adapters_files import find_base

@@ -6,11 +6,12 @@ what a file may be is adapters_files.py's. Called by cli/adapter*.py, cli/base_c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..chain.adapter_factory import AdapterFactory, cid_argument
 from ..chain.contract_abi import factory_abi
@@ -25,6 +26,8 @@ from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS
 from .adapters_weights import find_weights
 from .devnet_folder import DevnetFolder
 
+T = TypeVar("T")
+
 CALLDATA_BYTES_MAX = 96 * 1024
 """Weights above this go by CID: nodes refuse larger transactions, and so does the contract."""
 
@@ -36,6 +39,12 @@ LINEAGE_NODES_MAX = 256
 
 PAGE_ROWS = 100
 """Rows asked of the contract at once."""
+
+ROWS_AT_ONCE = 8
+"""Adapters read at the same time: a chain in Python answers one after the other, anvil several."""
+
+SCAN_ROWS_MAX = 1_000
+"""Places that one page of a filtered list looks at."""
 
 
 class WrongChain(ConfigError):
@@ -249,18 +258,24 @@ class AdapterDesk:
     async def adapters(
         self, offset: int, limit: int, base_model_id: bytes | None = None
     ) -> tuple[list[AdapterRow], int | None]:
-        """Up to `limit` adapters from place `offset` on, and the place to go on from (None at the end)."""
+        """Up to `limit` adapters from place `offset` on, and the place to go on from (None at the end).
+
+        With a base model at most SCAN_ROWS_MAX places are looked at: of one that is rare, a page may be
+        empty and still not the last.
+        """
         rows: list[AdapterRow] = []
-        place = offset
         total = await self.factory.adapter_count()
-        while place < total and len(rows) < limit:
-            for adapter_id in await self.factory.adapters(place, min(PAGE_ROWS, total - place)):
-                place += 1
-                row = await self.factory.adapter(adapter_id)
-                if base_model_id is None or row.base_model_id == base_model_id:
-                    rows.append(row)
-                if len(rows) == limit:
-                    break
+        place = offset
+        end = min(total, offset + (limit if base_model_id is None else SCAN_ROWS_MAX))
+        while place < end and len(rows) < limit:
+            ids = await self.factory.adapters(place, min(PAGE_ROWS, end - place))
+            wanted = list(enumerate(ids, place))
+            if base_model_id is not None:
+                bases = await _at_once(self.factory.base_model_id_of, ids)
+                wanted = [pair for pair, base in zip(wanted, bases, strict=True) if base == base_model_id]
+            room = limit - len(rows)
+            rows += await _at_once(self.factory.adapter, [adapter_id for _, adapter_id in wanted[:room]])
+            place = wanted[room - 1][0] + 1 if len(wanted) >= room else place + len(ids)
         return rows, place if place < total else None
 
     async def base_model(self, base_model_id: bytes) -> BaseModelRow:
@@ -309,6 +324,17 @@ class AdapterDesk:
         sources: list[ContentSource] = [FolderSource(path) for path in self.place.stores]
         sources += [GatewaySource(url) for url in self.place.gateways]
         return await find_weights(self.factory, sources, self.place.limits.size_bytes_max, adapter_id, row)
+
+
+async def _at_once(read: Callable[[bytes], Awaitable[T]], ids: Sequence[bytes]) -> list[T]:
+    """What `read` gives for each id, in their order; a few are asked for at the same time."""
+    slots = asyncio.Semaphore(ROWS_AT_ONCE)
+
+    async def one(adapter_id: bytes) -> T:
+        async with slots:
+            return await read(adapter_id)
+
+    return list(await asyncio.gather(*map(one, ids)))
 
 
 @asynccontextmanager
