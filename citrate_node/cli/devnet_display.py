@@ -33,6 +33,7 @@ _WORDS = {
     "failed": "failed at something",
     "rejected": "refused a message",
     "chain": "waits for the chain",
+    "stopped": "stopped",
     "commit_refused": "was not the first to commit",
 }
 

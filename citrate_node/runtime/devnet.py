@@ -280,6 +280,8 @@ class Devnet:
 
     async def _stop_nodes(self) -> None:
         await asyncio.gather(*(node.stop() for node in self.nodes.values()))
+        for number in self.nodes:
+            self.show({"type": "node", "node": number, "what": "stopped"})
 
     def _on_fact(self, number: int, fact: dict[str, Any]) -> None:
         if fact.get("type") == "announced":

@@ -37,6 +37,7 @@ PROVIDER = """
   };
   window.switchAccount = (to) => handlers.accountsChanged.forEach((handler) => handler(to ? [to] : []));
   const info = %s;
+  if (!info) { window.ethereum = provider; return; }
   const announce = () => window.dispatchEvent(
     new CustomEvent("eip6963:announceProvider", { detail: Object.freeze({ info, provider }) }));
   window.addEventListener("eip6963:requestProvider", announce);
@@ -54,6 +55,8 @@ class BrowserWallet:
 
     key: bytes
     name: str = "Test wallet"
+    announces: bool = True
+    """By EIP-6963; else it is window.ethereum, as wallets of old."""
     declines: bool = False
     chain_id: int = 1
     networks: dict[int, str] = field(default_factory=dict)
@@ -65,7 +68,7 @@ class BrowserWallet:
 
     def script(self) -> str:
         info = {"uuid": f"uuid of {self.name}", "name": self.name, "icon": ICON, "rdns": "org.example.wallet"}
-        return PROVIDER % json.dumps(info)
+        return PROVIDER % json.dumps(info if self.announces else None)
 
     def ask(self, text: str) -> str:
         request = json.loads(text)

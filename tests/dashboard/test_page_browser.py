@@ -6,109 +6,36 @@ folder that gets pictures of the page, light and dark, for whoever changes it.
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from page_visitor import CHROMIUM, Visitor, playwright, running_browser, visit
 from page_world import BrowserWallet, PageWorld, checkpoint_fact
 from wallet_chain import adapter
 
 from citrate_node.chain.adapter_factory import AdapterFactory, cid_argument
 from citrate_node.protocol.content_id import ContentId, content_id
 
-CHROMIUM = os.environ.get("CITRATE_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make setup")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed: apt install chromium")
 
 HOSTILE = "<img src=x onerror=window.hit=1><script>window.hit=1</script>"
 COMPOSED_HASH = b"\x5a" * 32
 
 
-@dataclass
-class Visitor:
-    """A browser with one page, and what went wrong in it."""
-
-    world: PageWorld
-    page: playwright.Page
-    wallet: BrowserWallet
-    problems: list[str] = field(default_factory=list)
-
-    def go(self, place: str) -> None:
-        self.page.goto(self.world.page.url + f"#{place}")
-
-    def main(self, selector: str = "") -> playwright.Locator:
-        return self.page.locator(f"#main {selector}".strip())
-
-    def sees(self, locator: playwright.Locator, text: str | re.Pattern[str]) -> None:
-        playwright.expect(locator).to_contain_text(text)
-
-    def picture(self, name: str) -> None:
-        folder = os.environ.get("CITRATE_SCREENSHOTS")
-        for scheme in ("light", "dark") if folder else ():
-            self.page.emulate_media(color_scheme=scheme)
-            self.page.screenshot(path=f"{folder}/{name}-{scheme}.png", full_page=True)
-
-    def connect(self) -> None:
-        """As a person would: connect, and let the wallet add the devnet's chain."""
-        self.page.get_by_role("button", name=f"Connect {self.wallet.name}").click()
-        self.page.get_by_role("button", name="Use chain 40298").click()
-        self.sees(self.page.locator("#balance"), "coins")
-
-    def fill(self, folder: Path, name: str, seed: int) -> None:
-        """The form of a new adapter, with a file of 8 KiB."""
-        path = folder / f"{seed}.safetensors"
-        path.write_bytes(adapter(seed).encode())
-        self.go("network")
-        self.go("create")
-        self.page.get_by_label("File", exact=True).set_input_files(path)
-        self.sees(self.main("[aria-live]"), "q_proj")
-        self.page.get_by_label("Name").fill(name)
-
-    def create(self, folder: Path, name: str, seed: int) -> str:
-        """Creates an adapter; returns its id."""
-        self.fill(folder, name, seed)
-        self.submit()
-        self.sees(self.main(".result"), "Done.")
-        return str(self.main(".result a.id").inner_text())
-
-    def submit(self) -> None:
-        self.page.get_by_role("button", name="Try it").click()
-        self.page.get_by_role("button", name="Send with the wallet").click()
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as driver:
-        # a root user, as in containers, gets no sandbox
-        browser = driver.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"] * (os.geteuid() == 0)
-        )
+    with running_browser() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def visitor(browser: playwright.Browser, world: PageWorld) -> Iterator[Visitor]:
-    context = browser.new_context(viewport={"width": 1200, "height": 900})
-    context.set_default_timeout(15_000)
     wallet = BrowserWallet(world.chain.devnet.founder_key())
-    page = context.new_page()
-    page.expose_function("askWallet", wallet.ask)
-    page.add_init_script(wallet.script())
-    visitor = Visitor(world, page, wallet)
-    page.on("pageerror", lambda error: visitor.problems.append(str(error)))
-    page.on("console", lambda said: said.type == "error" and visitor.problems.append(said.text))
-    page.on("requestfailed", lambda gone: visitor.problems.append(f"{gone.url}: {gone.failure}"))
-    visitor.go("network")
-    yield visitor
-    context.close()
-    # leaving a page ends its line to the devnet, which is no failure
-    assert [problem for problem in visitor.problems if "/api/events" not in problem] == []
+    with visit(browser, world.page.url, wallet) as visitor:
+        yield visitor
 
 
 def on_chain(world: PageWorld, name: str, data: bytes) -> str:
@@ -127,10 +54,10 @@ def on_chain(world: PageWorld, name: str, data: bytes) -> str:
 
 
 def test_two_adapters_are_created_and_composed_and_their_lineage_is_seen(
-    visitor: Visitor, tmp_path: Path
+    visitor: Visitor, world: PageWorld, tmp_path: Path
 ) -> None:
     visitor.connect()
-    assert visitor.wallet.networks == {40298: visitor.world.rpc_url}, "wallets get the gate, not the chain"
+    assert visitor.wallet.networks == {40298: world.rpc_url}, "wallets get the gate, not the chain"
     first, second = visitor.create(tmp_path, "first", 1), visitor.create(tmp_path, "second", 2)
     result = visitor.main(".result")
     visitor.sees(result, content_id(adapter(2).encode()).cid)
@@ -158,7 +85,7 @@ def test_two_adapters_are_created_and_composed_and_their_lineage_is_seen(
     visitor.go(f"adapter/{composed}")
     visitor.sees(visitor.main(), "None yet: the nodes compute it")
     content = ContentId(COMPOSED_HASH, 20_000)
-    visitor.world.run(visitor.world.chain.certify(bytes.fromhex(composed[2:]), content, 18_000))
+    world.run(world.chain.certify(bytes.fromhex(composed[2:]), content, 18_000))
     visitor.page.reload()
     cells = visitor.main("tbody td")
     playwright.expect(cells).to_have_count(7)
@@ -168,7 +95,9 @@ def test_two_adapters_are_created_and_composed_and_their_lineage_is_seen(
     visitor.picture("adapter")
 
 
-def test_a_refusal_is_decoded_before_anything_is_sent(visitor: Visitor, tmp_path: Path) -> None:
+def test_a_refusal_is_decoded_before_anything_is_sent(
+    visitor: Visitor, world: PageWorld, tmp_path: Path
+) -> None:
     visitor.connect()
     made = visitor.create(tmp_path, "made once", 7)
     sent = visitor.wallet.requests.count("eth_sendTransaction")
@@ -184,7 +113,61 @@ def test_a_refusal_is_decoded_before_anything_is_sent(visitor: Visitor, tmp_path
     assert visitor.wallet.requests.count("eth_sendTransaction") == sent
 
 
-def test_what_the_wallet_declines_is_said_and_not_sent(visitor: Visitor, tmp_path: Path) -> None:
+def test_a_contract_that_changed_its_mind_meanwhile_is_asked_why(
+    visitor: Visitor, world: PageWorld, tmp_path: Path
+) -> None:
+    visitor.connect()
+    visitor.fill(tmp_path, "in a hurry", 11)
+    visitor.page.get_by_role("button", name="Try it").click()
+    visitor.page.get_by_role("button", name="Send with the wallet").wait_for()
+    made = on_chain(world, "in a hurry", adapter(11).encode())
+    visitor.page.get_by_role("button", name="Send with the wallet").click()
+    visitor.sees(visitor.main(".result [role=alert]"), f"AdapterExists(adapterId = {made})")
+
+
+def test_another_network_of_the_same_number_is_not_sent_to(
+    browser: playwright.Browser, world: PageWorld, tmp_path: Path
+) -> None:
+    """Devnets share their chain id: a wallet that knows an older one would send to nowhere, or worse."""
+
+    class OldNetwork(BrowserWallet):
+        def _rpc(self, method: str, *params: Any) -> Any:
+            return {"hash": "0x" + "ee" * 32} if params == ("0x0", False) else super()._rpc(method, *params)
+
+    wallet = OldNetwork(world.chain.devnet.founder_key(), chain_id=40298, networks={40298: world.rpc_url})
+    with visit(browser, world.page.url, wallet) as visitor:
+        visitor.page.get_by_role("button", name="Connect Test wallet").click()
+        visitor.fill(tmp_path, "nowhere", 12)
+        visitor.page.get_by_role("button", name="Try it").click()
+        visitor.sees(
+            visitor.main(".result [role=alert]"), f"set the RPC URL of that network to {world.rpc_url}"
+        )
+    assert "eth_sendTransaction" not in wallet.requests
+
+
+def test_a_wallet_that_does_not_announce_itself_is_found_too(
+    browser: playwright.Browser, world: PageWorld
+) -> None:
+    wallet = BrowserWallet(world.chain.devnet.founder_key(), name="Browser wallet", announces=False)
+    with visit(browser, world.page.url, wallet) as visitor:
+        visitor.connect()
+
+
+def test_an_account_without_coins_is_told_how_to_get_some(
+    browser: playwright.Browser, world: PageWorld, tmp_path: Path
+) -> None:
+    wallet = BrowserWallet(b"\x77" * 32)
+    with visit(browser, world.page.url, wallet) as visitor:
+        visitor.connect()
+        visitor.sees(visitor.page.locator("#wallet"), f"citrate wallet fund {wallet.address}")
+        visitor.fill(tmp_path, "poor", 13)
+        visitor.page.get_by_role("button", name="Try it").click()
+        visitor.sees(visitor.main(".result [role=alert]"), f"citrate wallet fund {wallet.address}")
+
+
+def test_what_the_wallet_declines_is_said_and_not_sent(
+    visitor: Visitor, world: PageWorld, tmp_path: Path
+) -> None:
     visitor.connect()
     visitor.wallet.declines = True
     visitor.fill(tmp_path, "not wanted", 8)
@@ -194,8 +177,8 @@ def test_what_the_wallet_declines_is_said_and_not_sent(visitor: Visitor, tmp_pat
     visitor.page.get_by_role("button", name="Connect Test wallet").wait_for()
 
 
-def test_a_hostile_name_is_text_everywhere(visitor: Visitor) -> None:
-    hostile = on_chain(visitor.world, HOSTILE[:64], adapter(9).encode())
+def test_a_hostile_name_is_text_everywhere(visitor: Visitor, world: PageWorld) -> None:
+    hostile = on_chain(world, HOSTILE[:64], adapter(9).encode())
     visitor.go("adapters")
     link = visitor.main(f"a[href='#adapter/{hostile}']")
     playwright.expect(link).to_have_text(HOSTILE[:64])
@@ -206,8 +189,8 @@ def test_a_hostile_name_is_text_everywhere(visitor: Visitor) -> None:
     visitor.go(f"compose/{hostile}")
     playwright.expect(visitor.main("output.named").first).to_have_text(HOSTILE[:64])
     row = checkpoint_fact(1, reputations={HOSTILE: 1})
-    visitor.world.take(row)
-    visitor.world.take({"type": "node", "node": 1, "what": "rejected", "reason": HOSTILE, "detail": HOSTILE})
+    world.take(row)
+    world.take({"type": "node", "node": 1, "what": "rejected", "reason": HOSTILE, "detail": HOSTILE})
     visitor.go("network")
     visitor.sees(visitor.main(".log"), HOSTILE)
     assert visitor.page.evaluate(
@@ -215,7 +198,7 @@ def test_a_hostile_name_is_text_everywhere(visitor: Visitor) -> None:
     ) == [0, None]
 
 
-def test_the_policy_stops_markup_made_from_text(visitor: Visitor) -> None:
+def test_the_policy_stops_markup_made_from_text(visitor: Visitor, world: PageWorld) -> None:
     """Should a later change forget, the browser refuses: trusted types."""
     said = visitor.page.evaluate(
         """() => {
@@ -227,8 +210,7 @@ def test_the_policy_stops_markup_made_from_text(visitor: Visitor) -> None:
     visitor.problems.clear()
 
 
-def test_the_network_is_shown_as_it_goes(visitor: Visitor) -> None:
-    world = visitor.world
+def test_the_network_is_shown_as_it_goes(visitor: Visitor, world: PageWorld) -> None:
     for number in (1, 2):
         world.take({"type": "node", "node": number, "what": "voted", "checkpoint": 2})
     world.take(checkpoint_fact(41))
@@ -253,7 +235,9 @@ def test_the_network_is_shown_as_it_goes(visitor: Visitor) -> None:
     visitor.picture("network")
 
 
-def test_a_large_file_is_named_by_its_cid_and_a_broken_one_refused(visitor: Visitor, tmp_path: Path) -> None:
+def test_a_large_file_is_named_by_its_cid_and_a_broken_one_refused(
+    visitor: Visitor, world: PageWorld, tmp_path: Path
+) -> None:
     visitor.connect()
     visitor.go("create")
     path = tmp_path / "adapter_model.safetensors"
@@ -273,17 +257,17 @@ def test_a_large_file_is_named_by_its_cid_and_a_broken_one_refused(visitor: Visi
     made = visitor.main(".result a.id").inner_text()
 
     async def latest() -> tuple[bytes, int]:
-        factory = await AdapterFactory.connect(visitor.world.rpc_url)
+        factory = await AdapterFactory.connect(world.rpc_url)
         try:
             row = await factory.latest(bytes.fromhex(made[2:]))
             return row.weights_hash, row.size_bytes
         finally:
             await factory.close()
 
-    assert visitor.world.run(latest()) == (content.digest, content.size_bytes)
+    assert world.run(latest()) == (content.digest, content.size_bytes)
 
 
-def test_cids_are_read_and_written_as_in_python(visitor: Visitor) -> None:
+def test_cids_are_read_and_written_as_in_python(visitor: Visitor, world: PageWorld) -> None:
     contents = [ContentId(bytes([n]) * 32, size) for n, size in [(0, 1), (7, 4096), (255, 5 << 20)]]
     read = visitor.page.evaluate(
         """async ([texts, bad]) => {
@@ -308,7 +292,9 @@ def test_cids_are_read_and_written_as_in_python(visitor: Visitor) -> None:
     assert read == [arguments, [content.cid for content in contents], bad]
 
 
-def test_the_page_can_be_used_by_keyboard_and_every_control_has_a_name(visitor: Visitor) -> None:
+def test_the_page_can_be_used_by_keyboard_and_every_control_has_a_name(
+    visitor: Visitor, world: PageWorld
+) -> None:
     visitor.page.keyboard.press("Tab")
     assert visitor.page.evaluate("document.activeElement.textContent") == "Skip to the content"
     for place in ("create", "compose", "adapters"):

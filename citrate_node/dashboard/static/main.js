@@ -53,6 +53,7 @@ async function take(fact) {
     if (before !== state.devnet.contract && route()[0] !== "network") draw();
   }
   if (route()[0] === "network") drawSoon();
+  if (fact.type === "checkpoint" && ["adapter", "adapters"].includes(route()[0])) draw(); // it may have a new version
 }
 
 // Facts come in bursts; the page is drawn once for all of them, and tables stay scrolled to where they were.

@@ -9,7 +9,7 @@ const WORDS = {
   announced: "announced its delta", evaluated: "evaluated its peers' deltas", measured: "measured the average",
   proposed: "proposed the checkpoint", voted: "voted", certified: "has a quorum's votes",
   committed: "committed on chain", finalized: "finalized", caught_up: "caught up", withheld: "gave up on a delta",
-  late: "trained too long", dropped: "dropped its training", died: "ended", failed: "failed at something",
+  late: "trained too long", dropped: "dropped its training", died: "ended", stopped: "stopped", failed: "failed at something",
   rejected: "refused a message", chain: "waits for the chain", commit_refused: "was not the first to commit",
 };
 
@@ -85,7 +85,7 @@ function checkpoints(rows) {
     rows.map((row) => [
       count(row.number), count(row.signals), (row.scores_ppm ?? []).map(percent).join("  ") || "–",
       percent(row.accuracy_ppm), hash(row.weights_hash), hash(row.tx), count(row.gas_used), count(row.block),
-      Object.entries(row.reputations ?? {}).map(([node, ppm]) => `${node} ${share(ppm)}`).join("  ") || "–"]));
+      Object.entries(row.reputations ?? {}).map(([node, ppm]) => el("span", { class: "pair" }, `${node} ${share(ppm)}`))]));
 }
 
 function event(fact) {
