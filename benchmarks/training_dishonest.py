@@ -1,0 +1,217 @@
+"""Dishonest mentors, and how the scores and reputations of the network see them.
+
+Not a benchmark by itself. An attack turns what a node would honestly have sent into what it sends; it knows
+all honest deltas of the checkpoint, as the strongest attacker would. Scores, copies, credibility, reputation
+and shares are the protocol's functions, with the numbers of the devnet preset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import NormalDist
+
+import numpy as np
+from training_scene import DELTA_LIMITS, Network, Setting, flat, unflat
+
+from citrate_node.config import load_preset
+from citrate_node.protocol.aggregation import integer_weights
+from citrate_node.protocol.codecs import codec, decode_delta
+from citrate_node.protocol.copies import copies
+from citrate_node.protocol.gram import Gram, gram_of_deltas
+from citrate_node.protocol.preset import ONE_PPM, Preset
+from citrate_node.protocol.reputation import (
+    agreements,
+    capped_shares,
+    harm_limit,
+    moved,
+    reference_score,
+    target_ppm,
+    weighted_median,
+)
+from citrate_node.protocol.tensors import Float32Array, Manifest, delta_from_grid
+from citrate_node.training.data import PAD, Rows
+
+ATTACKS = ("sign_flip", "label_shuffle", "noise", "ipm", "alie", "copier")
+COPY_NOISE = 0.01
+"""Size of what a copier adds so that bytes differ, as part of the copied delta's."""
+
+LIE_PPM = 100_000
+
+
+def attacked(
+    kinds: Sequence[str], deltas: Sequence[Float32Array], generator: np.random.Generator
+) -> list[Float32Array]:
+    """What each node sends. kinds: "honest" or an attack, one per node; deltas: what its training gave.
+
+    sign_flip: the opposite of what it learnt. label_shuffle: what it learnt from text whose order was
+    destroyed (see shuffled). noise: Gaussian of its own delta's norm. ipm: minus the honest mean (Xie et al.
+    2019, arXiv:1903.03936, epsilon 1). alie: the honest mean less z deviations per coordinate, z as in Baruch
+    et al. 2019, arXiv:1902.06156. copier: an honest delta and 1 % noise.
+    """
+    honest = np.stack([d for kind, d in zip(kinds, deltas, strict=True) if kind == "honest"])
+    count, dishonest = len(kinds), len(kinds) - len(honest)
+    mean, deviation = honest.mean(axis=0), honest.std(axis=0)
+    supporters = count // 2 + 1 - dishonest
+    z = NormalDist().inv_cdf(min(max((count - dishonest - supporters) / (count - dishonest), 0.51), 0.99))
+    sent: list[Float32Array] = []
+    copied = 0
+    for kind, delta in zip(kinds, deltas, strict=True):
+        match kind:
+            case "honest" | "label_shuffle":
+                value = delta
+            case "sign_flip":
+                value = -delta
+            case "noise":
+                noise = generator.standard_normal(delta.size)
+                value = noise * (np.linalg.norm(delta) / np.linalg.norm(noise))
+            case "ipm":
+                value = -mean
+            case "alie":
+                value = mean - z * deviation
+            case "copier":
+                original = honest[copied % len(honest)]
+                copied += 1
+                noise = generator.standard_normal(delta.size)
+                value = original + noise * (COPY_NOISE * np.linalg.norm(original) / np.linalg.norm(noise))
+            case _:
+                raise ValueError(f"unknown attack {kind!r}, choose one of {', '.join(ATTACKS)}")
+        sent.append(value.astype(np.float32))
+    return sent
+
+
+def shuffled(rows: Rows, seed: int) -> Rows:
+    """The same bytes of every example in a random order: what follows what is no longer true."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    out = rows.copy()
+    for row in out:
+        filled = int((row != PAD).sum())
+        row[:filled] = generator.permutation(row[:filled])
+    return out
+
+
+def drawn_evaluators(preset: Preset, nodes: int, seed: int) -> list[list[int]]:
+    """For every signal the nodes that measure it, never its mentor, each node about equally often."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    wanted = min(preset.evaluators_per_signal, nodes - 1)
+    order = generator.permutation(nodes)
+    place = {int(node): at for at, node in enumerate(order)}
+    return [[int(order[(place[i] + k) % nodes]) for k in range(1, wanted + 1)] for i in range(nodes)]
+
+
+def decoded(
+    network: Network, setting: Setting, manifest: Manifest, files: Sequence[bytes]
+) -> list[Float32Array]:
+    chosen = codec(setting.codec)
+    return [
+        delta_from_grid(decode_delta(data, chosen, manifest, DELTA_LIMITS)).astype(np.float32)
+        for data in files
+    ]
+
+
+def improvements(
+    network: Network,
+    manifest: Manifest,
+    deltas: Sequence[Float32Array],
+    drawn: Sequence[Sequence[int]],
+    how: str,
+    rows: int,
+) -> dict[tuple[int, int], int]:
+    """(signal, evaluator) to the improvement of the evaluator's own held-out loss in ppm.
+
+    how: "full" or "scaled" (the delta, or a fifth of it, on the parent), or "leave_one_out" (the average of
+    all against the average without this one).
+    """
+    parent = network.adapter.tensors()
+    before = flat(parent, manifest)
+    whole = np.mean(deltas, axis=0)
+    if how == "leave_one_out":
+        reference = before + whole
+        others = len(deltas) - 1
+        moved_to = [before + (whole * len(deltas) - delta) / others for delta in deltas]
+    else:
+        scale = 1.0 if how == "full" else 0.2
+        reference, moved_to = before, [before + np.float32(scale) * delta for delta in deltas]
+    start = {**parent, **unflat(reference, manifest)}
+    candidates = [{**parent, **unflat(values, manifest)} for values in moved_to]
+    evaluators = sorted({node for each in drawn for node in each})
+    pairs = [(i, node) for i, each in enumerate(drawn) for node in each]
+    losses = network.trainer.losses(
+        [(start, network.held_out[node][:rows]) for node in evaluators]
+        + [(candidates[i], network.held_out[node][:rows]) for i, node in pairs]
+    )
+    of_start = dict(zip(evaluators, losses, strict=False))
+    sign = -1 if how == "leave_one_out" else 1  # without it the loss should rise
+    return {
+        (i, node): round(sign * (of_start[node].loss - after.loss) / of_start[node].loss * ONE_PPM)
+        for (i, node), after in zip(pairs, losses[len(evaluators) :], strict=True)
+    }
+
+
+@dataclass
+class Judge:
+    """Reputation and credibility of every node, moved as the protocol moves them."""
+
+    nodes: int
+    preset: Preset = field(default_factory=lambda: load_preset("devnet"))
+    reputation_ppm: list[int] = field(init=False)
+    credibility_ppm: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.reputation_ppm = [self.preset.reputation_initial_ppm] * self.nodes
+        self.credibility_ppm = [self.preset.credibility_initial_ppm] * self.nodes
+
+    def voice(self, node: int) -> int:
+        return self.reputation_ppm[node] * self.credibility_ppm[node]
+
+    def scores(self, reports: Mapping[tuple[int, int], int]) -> list[int]:
+        """The voice-weighted median of each signal's evaluations."""
+        found = []
+        for i in range(self.nodes):
+            median = weighted_median([(v, self.voice(node)) for (j, node), v in reports.items() if j == i])
+            assert median is not None
+            found.append(median)
+        return found
+
+    def judge(
+        self, reports: Mapping[tuple[int, int], int], gram: Gram, order: Sequence[int]
+    ) -> tuple[list[int], list[int], dict[int, int]]:
+        """Whole parts of 2^16, scores, and copies; reputations move."""
+        scores = self.scores(reports)
+        copied = copies(gram, order, self.preset.copy_cosine_ppm)
+        raw = [self.reputation_ppm[i] if scores[i] > 0 and i not in copied else 0 for i in range(self.nodes)]
+        weights = list(integer_weights(capped_shares(self.preset, raw))) if any(raw) else [0] * self.nodes
+        originals = [score for i, score in enumerate(scores) if i not in copied]
+        reference, harm = reference_score(originals), harm_limit(self.preset, originals)
+        if reference:
+            for i, score in enumerate(scores):
+                target = 0 if i in copied else target_ppm(score, reference, harm)
+                if target is not None:
+                    self.reputation_ppm[i] = moved(self.preset, self.reputation_ppm[i], target)
+        told = [(node.to_bytes(2, "big"), value, scores[i]) for (i, node), value in reports.items()]
+        for key, (agreed, total) in agreements(told, self.preset.harm_deviations).items():
+            node = int.from_bytes(key, "big")
+            self.credibility_ppm[node] = moved(
+                self.preset, self.credibility_ppm[node], agreed * ONE_PPM // total
+            )
+        return weights, scores, copied
+
+
+def with_lies(
+    reports: Mapping[tuple[int, int], int], dishonest: Sequence[bool]
+) -> dict[tuple[int, int], int]:
+    """What is reported when the dishonest praise each other and slander everybody else."""
+    return {
+        (i, node): (LIE_PPM if dishonest[i] else -LIE_PPM) if dishonest[node] else value
+        for (i, node), value in reports.items()
+    }
+
+
+def gram_matrix(network: Network, setting: Setting, manifest: Manifest, files: Sequence[bytes]) -> Gram:
+    return gram_of_deltas(network.adapter, manifest, files, codec(setting.codec))
+
+
+def auc(honest: Sequence[float], dishonest: Sequence[float]) -> float:
+    """Chance that an honest node ranks above a dishonest one; ties count a half."""
+    wins = [(h > d) + 0.5 * (h == d) for h in honest for d in dishonest]
+    return float(np.mean(wins))
