@@ -4,9 +4,9 @@
     python benchmarks/training_attacks.py --table benchmarks/results/training_attacks.json
 
 Ten nodes, alpha 0.3, freeze_a, int8; 1 to 4 of them dishonest. Without scores a rule gets every delta with
-the same weight, and is told the true number of dishonest ones. With scores ("scored_…") deltas are measured at a
-fifth of their size by five evaluators; the dishonest among these praise each other and slander the rest, and
-reputation, credibility and copies decide what reaches the rule. Share: what part of the weight before the
+the same weight, and is told the true number of dishonest ones. With scores ("scored_…") deltas are measured
+at a fifth of their size by five evaluators; the dishonest among these praise each other and slander the rest,
+and reputation, credibility and copies decide what reaches the rule. Share: what part of the weight before the
 rule the dishonest got. Most telling first, so the run may be stopped; it goes on where it was.
 """
 
@@ -31,17 +31,18 @@ from training_dishonest import (
 )
 from training_scene import Book, Network, Setting, interval, make_trainer, markdown
 
-NODES, CHECKPOINTS, ROWS = 10, 5, 16
+NODES, CHECKPOINTS, ROWS = 10, 4, 12
 SETTING = Setting("freeze_a", 0.01, codec="int8", steps=4)
+FIRST = ("mean", "scored_mean", "multi_krum", "trimmed_mean")
+OTHERS = ("geometric_median", "clipped_mean", "median", "nearest_trimmed_mean", "scored_clipped_mean")
 PLANS = (
-    (("mean", "scored_mean", "multi_krum", "trimmed_mean"), (2, 4), (1,)),
-    (("geometric_median", "clipped_mean"), (2, 4), (1,)),
-    (("mean", "scored_mean", "multi_krum", "trimmed_mean"), (2, 4), (2, 3)),
-    (("mean", "scored_mean", "multi_krum", "trimmed_mean"), (1, 3), (1,)),
-    (("median", "nearest_trimmed_mean", "scored_clipped_mean"), (2, 4), (1,)),
-    (("geometric_median", "clipped_mean"), (2, 4), (2, 3)),
-    (("mean", "scored_mean", "multi_krum", "trimmed_mean"), (1, 3), (2, 3)),
-    (("mean", "scored_mean", "multi_krum", "trimmed_mean"), (1, 2, 3, 4), (4, 5)),
+    (FIRST, (3,), (1,)),
+    (FIRST, (1, 2, 4), (1,)),
+    (OTHERS, (3,), (1,)),
+    (FIRST, (3,), (2, 3, 4, 5)),
+    (OTHERS, (1, 2, 4), (1,)),
+    (FIRST, (1, 2, 4), (2, 3, 4, 5)),
+    (OTHERS, (1, 2, 3, 4), (2, 3, 4, 5)),
 )
 """(defences, numbers of dishonest nodes, seeds), in the order in which they are run."""
 
@@ -91,8 +92,8 @@ def compare(book: Book) -> None:
 def table(book: Book) -> str:
     parts = [
         f"{NODES} nodes, {CHECKPOINTS} checkpoints of 4 steps of 4 sequences of 64 bytes, freeze_a, "
-        "rate 0.01, int8; loss over all domains in nats per byte (mean over seeds, and 95 % interval from 3 seeds on); in "
-        "brackets the dishonest nodes' part of the weight, mean over checkpoints. Seeds: in the last column"
+        "rate 0.01, int8; loss over all domains in nats per byte (mean over seeds, 95 % interval from 3 on); "
+        "in brackets the dishonest nodes' part of the weight, mean over checkpoints"
     ]
     defences = list(dict.fromkeys(name for names, _, _ in PLANS for name in names))
     for dishonest in (1, 2, 3, 4):

@@ -29,11 +29,11 @@ from citrate_node.training.initial import Tensors, initial_weights
 from citrate_node.training.lora import LoraTrainer
 from citrate_node.training.settings import LoraSettings, TrainSettings
 
-SHAPES = ((1, 32), (1, 64), (1, 128), (4, 64), (8, 128), (32, 128))
+SHAPES = ((1, 32), (1, 64), (1, 128), (8, 128), (32, 128))
 """(sequences, bytes per sequence) of one node's batch."""
 
 STEPS = 2
-REPEATS = 3
+REPEATS = 2
 
 
 def seconds(work: Callable[[], Any], device: str) -> float:

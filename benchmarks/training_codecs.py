@@ -48,7 +48,7 @@ COMPARED = [
     ),
     *(Setting("freeze_a", RATE, codec=n, feedback=False) for n in ("int4", "topk_12", "topk_3", "topk")),
     *(Setting("freeze_a", RATE, codec=n, feedback_keep=0.8) for n in ("topk_12", "topk_3", "topk")),
-    *(Setting("freeze_a", RATE, codec=name) for name in ("topk_25", "topk_6")),
+    *(Setting("freeze_a", RATE, codec=name) for name in ("topk_6", "topk_25")),
 ]
 
 

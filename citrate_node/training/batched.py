@@ -77,7 +77,7 @@ class BatchedTrainer:
         usual = TOKENS_PER_PASS_CUDA if device.startswith("cuda") else TOKENS_PER_PASS
         self.tokens_per_pass = tokens_per_pass or usual
         self._device = device
-        self.shapes: dict[str, tuple[int, ...]] = dict(base.tensor_shapes(self.settings))
+        self.shapes = base.tensor_shapes(self.settings)
         self.lora = StackedLora(self._model, self.shapes, self.settings.scaling)
 
     def train(
@@ -103,33 +103,36 @@ class BatchedTrainer:
                 on_pass(done, len(jobs))
         return [result for result in results if result is not None]
 
-    def losses(self, pairs: Sequence[tuple[Weights | None, Rows]]) -> list[LossResult]:
+    def losses(
+        self, pairs: Sequence[tuple[Weights | None, Rows]], scalings: Sequence[float] | None = None
+    ) -> list[LossResult]:
         """Mean loss of each adapter on the examples beside it, as LoraTrainer.loss has it. None: the base.
 
         Rows of all pairs go through together; an adapter that stands in several pairs (the same object) is
-        loaded once per pass.
+        loaded once per pass. scalings: alpha / rank of each pair's adapter where it is not the trainer's own;
+        adapters may be of any rank.
         """
         import torch
 
         if any(len(rows) == 0 for _, rows in pairs):
             raise ValueError("there is no example to measure on")
-        totals, tokens = np.zeros(len(pairs)), np.zeros(len(pairs), dtype=np.int64)
+        found: list[list[npt.NDArray[np.float64]]] = [[] for _ in pairs]
         with torch.inference_mode():
             for part in self._evaluation_passes(pairs):
-                distinct = {id(pairs[pair][0]): pairs[pair][0] for pair, _ in part}
+                distinct = {id(pairs[pair][0]): pair for pair, _ in part}
                 places = {key: place for place, key in enumerate(distinct)}
-                self.lora.load(list(distinct.values()))
+                scales = None if scalings is None else [scalings[pair] for pair in distinct.values()]
+                self.lora.load([pairs[pair][0] for pair in distinct.values()], scales)
                 rows = np.concatenate([chunk for _, chunk in part])
                 counts = [len(chunk) for _, chunk in part]
                 self.lora.rows(np.repeat([places[id(pairs[pair][0])] for pair, _ in part], counts))
                 of_rows = self._row_losses(rows).double().cpu().numpy()
-                starts = np.cumsum([0, *counts[:-1]])
-                pair_of = np.array([pair for pair, _ in part])
-                np.add.at(totals, pair_of, np.add.reduceat(of_rows, starts))
-                np.add.at(tokens, pair_of, np.add.reduceat((rows[:, 1:] != PAD).sum(axis=1), starts))
+                for (pair, _), each in zip(part, np.split(of_rows, np.cumsum(counts)[:-1]), strict=True):
+                    found[pair].append(each)
+        # a pair's rows are added up in their own order, however passes cut them
         return [
-            LossResult(float(total / count), len(rows))
-            for total, count, (_, rows) in zip(totals, tokens, pairs, strict=True)
+            LossResult(float(np.concatenate(each).sum() / np.count_nonzero(rows[:, 1:] != PAD)), len(rows))
+            for each, (_, rows) in zip(found, pairs, strict=True)
         ]
 
     def _groups(self, jobs: Sequence[TrainJob], settings: TrainSettings) -> Iterator[list[int]]:

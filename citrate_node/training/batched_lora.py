@@ -26,17 +26,16 @@ class StackedLora:
     """Adapters 0 to K - 1, held as (K, rank, in_features) and (K, out_features, rank) per module.
 
     model: a transformers model without PEFT; any of its linear layers may carry factors. shapes: PEFT's
-    tensor names and shapes (BaseModel.tensor_shapes). scaling: alpha / rank.
+    tensor names and shapes (BaseModel.tensor_shapes); of the rank nothing depends. scaling: alpha / rank.
     Source of the idea of serving many adapters in one pass: Punica, Chen et al. 2023, arXiv:2310.18547.
     """
 
-    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]], scaling: float) -> None:
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, int]], scaling: float) -> None:
         self.shapes = dict(shapes)
         self.scaling = scaling
         self.count = 0
         self._tensors: dict[str, Any] = {}
         self._rows_of: Any = None
-        self._on = False
         modules = dict(model.named_modules())
         self._device = next(model.parameters()).device
         self._hooks = []
@@ -56,8 +55,8 @@ class StackedLora:
     def load(self, adapters: Sequence[Weights | None], scalings: Sequence[float] | None = None) -> None:
         """Hold these adapters instead of those before. None: the base model alone.
 
-        An adapter may have a smaller rank than the shapes say: it is filled up with zeros. scalings: alpha /
-        rank of each where they are not all the one given at the start.
+        Adapters may be of any rank: those below the largest are filled up with zeros. scalings: alpha / rank
+        of each where they are not all the one given at the start.
         Raises ValueError for the tensors of another adapter, for NaN and infinity, and for a scaling of only
         some of them.
         """
@@ -69,7 +68,10 @@ class StackedLora:
             if adapter is not None:
                 self._check(adapter)
         self.count = len(adapters)
-        for name, shape in self.shapes.items():
+        first_a = min(self.shapes)
+        rank = max((len(a[first_a]) for a in adapters if a is not None), default=1)
+        for name, (rows, columns) in self.shapes.items():
+            shape = (rank, columns) if name.endswith(_NAME_A) else (rows, rank)
             stacked = np.zeros((self.count, *shape), dtype=np.float32)
             for place, adapter in enumerate(adapters):
                 if adapter is not None:
@@ -123,13 +125,12 @@ class StackedLora:
             raise ValueError(
                 f"these are not the tensors of this adapter: {len(odd)} differ, such as {odd[0]}"
             )
+        rank = len(adapter[min(self.shapes)])
         for name, array in adapter.items():
-            (rows, columns), shape = self.shapes[name], array.shape
-            fits = shape[1] == columns and shape[0] <= rows
-            if name.endswith(_NAME_B):
-                fits = shape[0] == rows and shape[1] <= columns
-            if not fits:
-                raise ValueError(f"{name} has shape {shape}, this adapter wants {self.shapes[name]}")
+            rows, columns = self.shapes[name]
+            wanted = (rank, columns) if name.endswith(_NAME_A) else (rows, rank)
+            if array.shape != wanted:
+                raise ValueError(f"{name} has shape {array.shape}, an adapter of rank {rank} wants {wanted}")
 
     def _hook(self, name_a: str) -> Any:
         name_b = name_a.removesuffix(_NAME_A) + _NAME_B
