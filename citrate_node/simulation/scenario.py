@@ -18,6 +18,7 @@ from ..errors import ConfigError
 from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions
+from .training_workload import TrainingOptions, TrainingWorkload, training_options
 
 _KEYS: dict[str, Any] = {
     "question": "",
@@ -30,6 +31,8 @@ _KEYS: dict[str, Any] = {
     "duplicate_ppm": 0,
     "faults_end_ms": -1,
     "spread": 0.5,
+    "workload": "synthetic",
+    "training": {},
     "sign_flippers": [],
     "withholders": [],
     "equivocators": [],
@@ -42,7 +45,8 @@ _KEYS: dict[str, Any] = {
     "crashes": [],
     "partitions": [],
 }
-"""Key to default; the type of the default is the type that is asked for."""
+"""Key to default (training: see TrainingOptions); the type of the default is the type that is asked for."""
+WORKLOADS = ("synthetic", "training")
 _DISHONEST = (
     *("sign_flippers", "withholders", "equivocators", "liars", "copiers", "forkers"),
     *("forgers", "two_faced", "boasters"),
@@ -63,6 +67,8 @@ class Scenario:
     """(node, crash at ms, restart at ms)."""
     partitions: tuple[tuple[int, int, frozenset[int]], ...]
     """(from ms, until ms, nodes on the one side)."""
+    training: TrainingOptions | None = None
+    """How nodes train real adapters; None where the task is the synthetic one."""
 
 
 def load_scenario(path: Path, seed: int) -> Scenario:
@@ -109,7 +115,19 @@ def load_scenario(path: Path, seed: int) -> Scenario:
         options,
         tuple((c["node"], c["at_ms"], c["until_ms"]) for c in values["crashes"]),
         tuple((p["at_ms"], p["until_ms"], frozenset(p["nodes"])) for p in values["partitions"]),
+        _training(path, values["workload"], values["training"]),
     )
+
+
+def _training(path: Path, workload: str, table: dict[str, Any]) -> TrainingOptions | None:
+    """The table [training] where the workload is "training"; ConfigError where it stands without it."""
+    if workload not in WORKLOADS:
+        raise ConfigError(f"{path}: workload is {workload!r}, must be one of {', '.join(WORKLOADS)}")
+    if workload == "training":
+        return training_options(table, f"{path}: training")
+    if table:
+        raise ConfigError(f'{path}: a table [training] needs workload = "training"')
+    return None
 
 
 def _check_ranges(path: Path, values: dict[str, Any]) -> None:
@@ -154,7 +172,9 @@ def run_scenario(
 
     Raises SafetyViolation or ProgressViolation (simulation/checkers.py) where the network failed.
     """
-    cluster = Cluster(scenario.options)
+    options, training = scenario.options, scenario.training
+    workload = None if training is None else TrainingWorkload(options.seed, options.nodes, training)
+    cluster = Cluster(options, workload)
     for node, at_ms, until_ms in scenario.crashes:
         cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
         cluster.schedule(until_ms, lambda node=node: cluster.start(node))  # type: ignore[misc]
@@ -228,6 +248,7 @@ def _options(scenario: Scenario) -> dict[str, Any]:
         **raw,
         "crashes": scenario.crashes,
         "partitions": [(a, b, sorted(side)) for a, b, side in scenario.partitions],
+        "training": None if scenario.training is None else dataclasses.asdict(scenario.training),
     }
 
 

@@ -10,7 +10,7 @@ default, and each worker process has as many. Called by scenario.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +86,22 @@ class TrainingOptions:
             sequence_bytes=self.sequence_bytes,
             learning_rate=self.learning_rate,
         )
+
+
+def training_options(table: Mapping[str, Any], where: str) -> TrainingOptions:
+    """Options from a TOML table; `where` begins the message of a ConfigError, which names the key."""
+    defaults = asdict(TrainingOptions())
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        if key not in defaults:
+            raise ConfigError(f"{where}: unknown key {key!r}\n  known are {', '.join(defaults)}")
+        wanted = type(defaults[key])
+        if wanted is float and type(value) is int:
+            value = float(value)
+        if type(value) is not wanted:
+            raise ConfigError(f"{where}.{key} must be a {wanted.__name__}, is {value!r}")
+        values[key] = value
+    return TrainingOptions(**values)
 
 
 @dataclass

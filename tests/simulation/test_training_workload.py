@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from citrate_node.errors import ConfigError
 from citrate_node.protocol.adapter import AdapterWeights
 from citrate_node.protocol.composition import compose
 from citrate_node.simulation.cluster import Cluster, ClusterOptions
+from citrate_node.simulation.scenario import load_scenario
 from citrate_node.simulation.training_workload import TrainingOptions, TrainingWorkload
 from citrate_node.simulation.workload import EvaluateRequest, MeasureRequest, TrainRequest
 
@@ -110,6 +112,28 @@ def test_nodes_of_a_cluster_train_and_agree() -> None:
     assert node is not None
     weights = node.state.weights
     assert workload.loss_sum(weights, range(NODES)) < before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('workload = "real"', "must be one of synthetic, training"),
+        ("[training]\nrank = 4", "needs workload"),
+        ('workload = "training"\n[training]\nrnak = 4', "unknown key 'rnak'"),
+        ('workload = "training"\n[training]\nrank = "4"', "training.rank must be a int"),
+    ],
+)
+def test_a_scenario_whose_training_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "odd.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_scenario(path, 0)
+
+
+def test_a_scenario_names_how_its_nodes_train(tmp_path: Path) -> None:
+    path = tmp_path / "real.toml"
+    path.write_text('workload = "training"\n[training]\nalpha = 1\nrank = 2\n')
+    assert load_scenario(path, 0).training == TrainingOptions(alpha=1.0, rank=2)
 
 
 @pytest.mark.parametrize(
