@@ -30,7 +30,7 @@ class StackedLora:
     Source of the idea of serving many adapters in one pass: Punica, Chen et al. 2023, arXiv:2310.18547.
     """
 
-    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, int]], scaling: float) -> None:
+    def __init__(self, model: Any, shapes: Mapping[str, tuple[int, ...]], scaling: float) -> None:
         self.shapes = dict(shapes)
         self.scaling = scaling
         self.count = 0
