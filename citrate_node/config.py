@@ -152,7 +152,7 @@ def load_node_config(path: Path) -> NodeConfig:
         listen=values["listen"],
         peers=tuple(values["peers"]),
         gateway_port=values["gateway_port"],
-        read_stores=tuple(folder / store for store in values["read_stores"]),
+        read_stores=tuple((folder / store).resolve() for store in values["read_stores"]),
         gateways=tuple(values["gateways"]),
         base_model=values["base_model"],
         data=values["data"],

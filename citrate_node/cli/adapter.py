@@ -313,7 +313,8 @@ def _lines(file: AdapterFile, way: _Way, what: str) -> list[str]:
 
 def _sent(kind: str, receipt: Receipt, adapter_id: bytes, signer: Signer) -> dict[str, Any]:
     version = None if kind == "composed" else receipt.version
-    return {"adapter_id": "0x" + adapter_id.hex(), "version": version} | sent(kind, receipt, signer)
+    named = {"type": kind, "adapter_id": "0x" + adapter_id.hex(), "version": version}
+    return named | sent(kind, receipt, signer)
 
 
 def _show(facts: dict[str, Any], json_lines: bool) -> None:

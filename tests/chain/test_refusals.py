@@ -1,4 +1,4 @@
-"""Each error of the contract reaches a caller by its name and with its facts; a wallet user is told what to do."""
+"""Each error of the contract reaches a caller by name and with its facts; wallet users learn what to do."""
 
 from __future__ import annotations
 
