@@ -55,8 +55,8 @@ class StackedLora:
     def load(self, adapters: Sequence[Weights | None], scalings: Sequence[float] | None = None) -> None:
         """Hold these adapters instead of those before. None: the base model alone.
 
-        Adapters may be of any rank: those below the largest are filled up with zeros. scalings: alpha / rank
-        of each where they are not all the one given at the start.
+        Adapters, and modules of one, may be of any rank: those below the largest are filled up with zeros.
+        scalings: alpha / rank of each where they are not all the one given at the start.
         Raises ValueError for the tensors of another adapter, for NaN and infinity, and for a scaling of only
         some of them.
         """
@@ -68,8 +68,8 @@ class StackedLora:
             if adapter is not None:
                 self._check(adapter)
         self.count = len(adapters)
-        first_a = min(self.shapes)
-        rank = max((len(a[first_a]) for a in adapters if a is not None), default=1)
+        names_a = [name for name in self.shapes if name.endswith(_NAME_A)]
+        rank = max((len(each[name]) for each in adapters if each is not None for name in names_a), default=1)
         for name, (rows, columns) in self.shapes.items():
             shape = (rank, columns) if name.endswith(_NAME_A) else (rows, rank)
             stacked = np.zeros((self.count, *shape), dtype=np.float32)
@@ -125,12 +125,12 @@ class StackedLora:
             raise ValueError(
                 f"these are not the tensors of this adapter: {len(odd)} differ, such as {odd[0]}"
             )
-        rank = len(adapter[min(self.shapes)])
         for name, array in adapter.items():
             rows, columns = self.shapes[name]
+            rank = len(adapter[name.removesuffix(_NAME_B).removesuffix(_NAME_A) + _NAME_A])
             wanted = (rank, columns) if name.endswith(_NAME_A) else (rows, rank)
             if array.shape != wanted:
-                raise ValueError(f"{name} has shape {array.shape}, an adapter of rank {rank} wants {wanted}")
+                raise ValueError(f"{name} has shape {array.shape}, a module of rank {rank} wants {wanted}")
 
     def _hook(self, name_a: str) -> Any:
         name_b = name_a.removesuffix(_NAME_A) + _NAME_B
