@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..protocol.certificate import Certificate, commitment_digest, has_quorum, sign_digest
+from ..protocol.certificate import Certificate, commitment_digest, sign_digest
 from ..protocol.checkpoint import CheckpointRecord, commitment_of
 from ..protocol.content_id import content_id
-from ..protocol.gossip_validation import check_vote
 from ..protocol.messages import Message, Proposal, Vote
 from ..protocol.rejection import Reason, Rejection, Verdict
 from ..protocol.schedule import Phase
-from ..protocol.state_transition import Outcome, process_checkpoint
+from ..protocol.state_transition import Outcome
 from .actions import Action, CatchUp, Commit, Notice, ReportVerdict
 from .composer import Composer
 from .core import REPEAT_BLOCKS, Core
@@ -21,6 +20,15 @@ COMMIT_PATIENCE_BLOCKS = 2
 """The proposer sends the certificate first; the others one after another, from this many blocks later."""
 COMMIT_REPEAT_BLOCKS = 4
 """A transaction that is not mined by then is sent again."""
+
+
+@dataclass
+class Ballot:
+    """The valid votes for one record in one round."""
+
+    stake: int = 0
+    signatures: dict[bytes, bytes] = field(default_factory=dict)
+    """Account to its signature."""
 
 
 @dataclass
@@ -40,15 +48,14 @@ class Committer:
     certificates: dict[bytes, Certificate] = field(default_factory=dict)
     """Record hash to the votes of a quorum: kept with the checkpoint, should the chain lose blocks."""
     sent_at: int | None = None
-    valid_votes: set[bytes] = field(default_factory=set)
-    """Ids of votes whose account signature was checked."""
-    bad_votes: set[bytes] = field(default_factory=set)
+    ballots: dict[tuple[int, bytes], Ballot] = field(default_factory=dict)
+    """(round, record hash) to its votes."""
 
     def reset(self) -> None:
         """A new checkpoint has opened."""
         self.outcomes, self.refused, self.proposed = {}, set(), set()
         self.certified_at, self.certificates, self.sent_at = {}, {}, None
-        self.valid_votes, self.bad_votes = set(), set()
+        self.ballots = {}
 
     def tick(self) -> list[Action]:
         core = self.core
@@ -80,7 +87,7 @@ class Committer:
         # a composition can wait, the checkpoint cannot: where nobody agrees on one it is left out
         compositions = self.composer.ready() if round_number < core.state.preset.omission_rounds else ()
         inputs = replace(inputs, measurements=measurements, compositions=compositions)
-        outcome = process_checkpoint(core.state, inputs, candidate)
+        outcome = core.functions.process_checkpoint(core.state, inputs, candidate)
         record = outcome.record.encode()
         self.outcomes[outcome.record.hash] = outcome
         body = Proposal(core.state.network_id, core.node_key, core.state.next_number, round_number, record)
@@ -179,8 +186,8 @@ class Committer:
         inputs = replace(inputs, compositions=compositions)
         candidate = self.evaluator.candidate()
         same = candidate is not None and core.pool.inputs().key == inputs.key
-        aggregation = candidate if same else core.aggregate(core.state, inputs)
-        outcome = process_checkpoint(core.state, inputs, aggregation)
+        aggregation = candidate if same else core.functions.aggregate(core.state, inputs)
+        outcome = core.functions.process_checkpoint(core.state, inputs, aggregation)
         if outcome.record != record:
             names = [
                 name
@@ -199,44 +206,56 @@ class Committer:
         if not core.in_committee:
             return []
         actions: list[Action] = []
-        ballots: dict[tuple[int, bytes], list[Message]] = {}
-        for message in core.pool.votes.values():
-            body = message.body
-            assert isinstance(body, Vote)
-            if body.record_hash in core.pool.records and self._is_valid(message, body):
-                ballots.setdefault((body.round, body.record_hash), []).append(message)
-        for (round_number, record_hash), votes in sorted(ballots.items()):
-            signatures = {}
-            for message in votes:
-                assert isinstance(message.body, Vote)
-                account = core.state.nodes[core.state.position[message.author]].account
-                signatures[account] = message.body.account_signature
-            if not has_quorum(core.state.committee, signatures.keys()):
+        self._count_votes()
+        for round_number, record_hash in sorted(self.ballots):
+            ballot = self.ballots[(round_number, record_hash)]
+            if 3 * ballot.stake <= 2 * core.state.committee_stake:
                 continue
-            record = core.pool.records[record_hash]
-            certificate = Certificate(commitment_of(record, round_number), signatures)
-            self.certificates.setdefault(record_hash, certificate)
             if (round_number, record_hash) not in self.certified_at:
                 self.certified_at[(round_number, record_hash)] = core.head
-                actions.append(Notice("certified", {"round": round_number, "votes": len(votes)}))
+                facts = {"round": round_number, "votes": len(ballot.signatures)}
+                actions.append(Notice("certified", facts))
+            if record_hash not in self.certificates:
+                self.certificates[record_hash] = self._certificate(round_number, record_hash)
             if self._is_my_turn(round_number, record_hash):
                 self.sent_at = core.head
-                actions.append(Commit(certificate, core.state.committee))
+                actions.append(Commit(self._certificate(round_number, record_hash), core.state.committee))
                 break
         return actions
 
+    def _count_votes(self) -> None:
+        """Add the votes that came since, once each; one for a record that is not here yet waits."""
+        core = self.core
+        waiting: list[Message] = []
+        for message in core.pool.uncounted_votes:
+            body = message.body
+            assert isinstance(body, Vote)
+            if body.record_hash not in core.pool.records:
+                waiting.append(message)
+            elif self._is_valid(message, body):
+                seat = core.state.nodes[core.state.position[message.author]]
+                ballot = self.ballots.setdefault((body.round, body.record_hash), Ballot())
+                if seat.account not in ballot.signatures:
+                    ballot.stake += seat.stake
+                ballot.signatures[seat.account] = body.account_signature
+        core.pool.uncounted_votes[:] = waiting
+        # of a checkpoint that takes very long: what the pool has dropped is dropped here too
+        kept = core.pool.records.keys()
+        if any(record_hash not in kept for _, record_hash in self.ballots):
+            self.ballots = {key: ballot for key, ballot in self.ballots.items() if key[1] in kept}
+
+    def _certificate(self, round_number: int, record_hash: bytes) -> Certificate:
+        ballot = self.ballots[(round_number, record_hash)]
+        record = self.core.pool.records[record_hash]
+        return Certificate(commitment_of(record, round_number), dict(ballot.signatures))
+
     def _is_valid(self, message: Message, body: Vote) -> bool:
-        if message.id in self.valid_votes:
-            return True
-        if message.id in self.bad_votes:
-            return False
         record = self.core.pool.records[body.record_hash]
         try:
-            check_vote(self.core.state, self.core.chain.chain_id, self.core.chain.contract, message, record)
+            chain = self.core.chain
+            self.core.functions.check_vote(self.core.state, chain.chain_id, chain.contract, message, record)
         except Rejection:
-            self.bad_votes.add(message.id)
             return False
-        self.valid_votes.add(message.id)
         return True
 
     def _is_my_turn(self, round_number: int, record_hash: bytes) -> bool:
@@ -246,6 +265,6 @@ class Committer:
             return False
         if core.state.proposer(round_number) == core.node_key:
             return True
-        rank = [node.node_key for node in core.state.committee].index(core.node_key)
+        rank = core.state.committee_rank[core.node_key]
         waited = core.head - self.certified_at[(round_number, record_hash)]
         return waited >= COMMIT_PATIENCE_BLOCKS + rank * REPEAT_BLOCKS // 2

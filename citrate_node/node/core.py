@@ -5,7 +5,6 @@ Used by mentor, evaluator, composer and committer; owned by state_machine.Node.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ..protocol import certificate
@@ -15,8 +14,8 @@ from ..protocol.rejection import Rejection
 from ..protocol.schedule import Phase, phase, round_of, serves_deltas
 from ..protocol.signing import node_key_of
 from ..protocol.state import NetworkState
-from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from .actions import Action, Journal, Publish, StoreMessage
+from .functions import Functions
 from .pool import CheckpointPool
 
 REPEAT_BLOCKS = 2
@@ -59,8 +58,8 @@ class Core:
     opened_block: int
     """Block that committed the last final checkpoint; the open one's phases count from here."""
     journal: dict[str, bytes]
-    aggregate: Callable[[NetworkState, CheckpointInputs], Aggregation] = aggregate
-    """The protocol's own function; a driver may put a cache of it here, for it is pure."""
+    functions: Functions = field(default_factory=Functions)
+    """The protocol's own."""
     head: int = 0
     pool: CheckpointPool = field(init=False)
     node_key: bytes = field(init=False)
@@ -94,6 +93,11 @@ class Core:
     @property
     def in_committee(self) -> bool:
         return self.node_key in self.state.committee_keys
+
+    @property
+    def follows(self) -> bool:
+        """No role in the open checkpoint: this node waits for its certificate and fetches the result."""
+        return self.node_key not in self.state.role_keys
 
     def say(self, slot: str, body: Body) -> list[Action]:
         """Sign a body, unless something else was signed for its slot before; take it into the own pool.

@@ -58,10 +58,13 @@ class Evaluator:
         core = self.core
         if not core.deltas_served or not (core.in_committee or self._is_drawn()):
             return []
+        wanted = core.pool.signals_without_bytes()
+        if not core.in_committee:  # who only evaluates needs no delta but those that he measures
+            wanted = [m for m in wanted if core.node_key in core.state.evaluators[m.author]]
         actions: list[Action] = []
         closed = core.phase is not Phase.EVALUATION
         # what was given up is asked for again all the same: it may have been the network's fault
-        for message in core.pool.signals_without_bytes():
+        for message in wanted:
             content = delta_content(message)
             if closed and self.refusals.get(content, 0) >= 2 and content not in core.pool.unavailable:
                 core.pool.unavailable.add(content)
@@ -147,6 +150,10 @@ class Evaluator:
         actions.append(Notice("evaluated", {"signals": len(values), "improvement_ppm": sorted(values)}))
         return [*actions, *self.tick()]
 
+    def on_evaluation(self) -> list[Action]:
+        """Somebody's evaluation came: it may change the candidate."""
+        return [] if self.core.phase in (Phase.SIGNAL, Phase.EVALUATION) else self._measure()
+
     def on_failed(self, what: str) -> None:
         """Evaluating or measuring raised: it may be tried again at the next tick."""
         if what == "evaluate":
@@ -161,7 +168,7 @@ class Evaluator:
             return None
         inputs = core.pool.inputs()
         if self._candidate is None or self._candidate[0] != inputs.key:
-            self._candidate = (inputs.key, core.aggregate(core.state, inputs))
+            self._candidate = (inputs.key, core.functions.aggregate(core.state, inputs))
         return self._candidate[1]
 
     def _measure(self) -> list[Action]:

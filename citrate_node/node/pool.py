@@ -57,6 +57,8 @@ class CheckpointPool:
     """Record hash to record, from proposals."""
     votes: dict[tuple[bytes, int], Message] = field(default_factory=dict)
     """(author, round) to vote."""
+    uncounted_votes: list[Message] = field(default_factory=list)
+    """Votes that the committer has not counted yet."""
     by_id: dict[bytes, Message] = field(default_factory=dict)
     deltas: dict[bytes, bytes] = field(default_factory=dict)
     """Delta hash to bytes that were checked against their signal."""
@@ -187,8 +189,11 @@ class CheckpointPool:
         mine = [round_number for author, round_number in self.votes if author == body.author]
         if len(mine) >= ROUNDS_KEPT_MAX:
             oldest = min(mine)
-            self.by_id.pop(self.votes.pop((body.author, oldest)).id, None)
+            dropped = self.votes.pop((body.author, oldest))
+            self.by_id.pop(dropped.id, None)
+            self.uncounted_votes = [m for m in self.uncounted_votes if m.id != dropped.id]
         self.votes[(body.author, body.round)] = message
+        self.uncounted_votes.append(message)
 
     def holds(self, signal: Message) -> bool:
         """Whether the announced bytes are here; a signal may name another's hash, and a false size."""

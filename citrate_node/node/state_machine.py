@@ -7,21 +7,19 @@ this file routes events to them and opens the next checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 
 import numpy as np
 import numpy.typing as npt
 
-from ..protocol.adapter import AdapterLimits, decode_adapter
-from ..protocol.checkpoint import decode_record
 from ..protocol.encoding import EncodingError
 from ..protocol.gossip_validation import check_checkpoint
 from ..protocol.messages import Evaluation, MentorshipSignal, Message, Proposal, Vote
 from ..protocol.rejection import Reason, Rejection, Verdict
 from ..protocol.schedule import Phase
-from ..protocol.state import NetworkState, restore_state
-from ..protocol.state_transition import Aggregation, CheckpointInputs, Outcome, aggregate
+from ..protocol.state import NetworkState
+from ..protocol.state_transition import Outcome
 from ..protocol.tensors import Factor, FormatError
 from .actions import (
     Action,
@@ -55,6 +53,7 @@ from .events import (
     TrainingFailed,
     TrainingFinished,
 )
+from .functions import Functions
 from .mentor import Mentor
 from .pool import delta_hash
 
@@ -78,14 +77,14 @@ class Node:
         residuals: Mapping[Factor, npt.NDArray[np.float32]] | None = None,
         mentors: bool = True,
         evaluates: bool = True,
-        aggregate: Callable[[NetworkState, CheckpointInputs], Aggregation] = aggregate,
+        functions: Functions | None = None,
     ) -> None:
         """state: after the last final checkpoint that this node knows. opened_block: the block of its commit.
 
         journal and residuals: what an earlier run of the same node stored. mentors, evaluates: whether it has
         training data and held-out data.
         """
-        self.core = Core(identity, chain, state, opened_block, dict(journal or {}), aggregate)
+        self.core = Core(identity, chain, state, opened_block, dict(journal or {}), functions or Functions())
         self.mentor = Mentor(self.core, mentors, dict(residuals or {}))
         self.evaluator = Evaluator(self.core, evaluates)
         self.composer = Composer(self.core, evaluates)
@@ -169,7 +168,7 @@ class Node:
     def _merge_sets(self) -> list[Action]:
         """Ask peers for what they hold and we do not: at each deadline, and in every round without commit."""
         core = self.core
-        if core.phase is Phase.SIGNAL:
+        if core.phase is Phase.SIGNAL or core.follows:
             return []
         name = f"{core.phase.value}/{core.round}"
         if name in self._merged_at:
@@ -198,8 +197,10 @@ class Node:
 
     def _consequences(self, message: Message) -> list[Action]:
         body = message.body
-        if isinstance(body, (MentorshipSignal, Evaluation)):
+        if isinstance(body, MentorshipSignal):
             return self.evaluator.tick()
+        if isinstance(body, Evaluation):
+            return self.evaluator.on_evaluation()
         if isinstance(body, Proposal):
             return [*self.committer.consider_proposals(), *self.committer.certify()]
         if isinstance(body, Vote):
@@ -232,6 +233,7 @@ class Node:
             return []
         if self._committed is None or event.number > self._committed.number:
             self._committed = event
+        self.core.head = max(self.core.head, event.block_number)  # a follower may not have looked for long
         return self._follow_chain()
 
     def _follow_chain(self) -> list[Action]:
@@ -283,14 +285,10 @@ class Node:
         state = self.core.state
         if committed is None or event.number != committed.number or event.number <= state.number:
             return []
-        preset = state.preset
         try:
-            record = decode_record(event.record)
-            if record.hash != committed.record_hash:
-                raise ValueError("the record is not the one that the chain names")
-            limits = AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
-            weights = decode_adapter(event.weights, limits)
-            restored = restore_state(preset, state.network_id, state.nodes, record, event.state_file, weights)
+            record, restored = self.core.functions.follow(
+                state, committed.record_hash, event.record, event.state_file, event.weights
+            )
         except (EncodingError, FormatError, ValueError) as error:
             return [Notice("failed", {"what": "catch up", "reason": str(error)})]
         finalize = Finalize(

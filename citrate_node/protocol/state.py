@@ -24,6 +24,9 @@ from .reputation import Reputation
 from .roles import draw_committee, draw_evaluators, draw_mentors, draw_proposer
 from .tensors import Factor, Int64Array, Manifest
 
+PROPOSERS_KEPT_MAX = 256
+"""Proposers of a checkpoint that are remembered once drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class StateFile:
@@ -94,6 +97,11 @@ class NetworkState:
         return frozenset(node.node_key for node in self.committee)
 
     @cached_property
+    def committee_stake(self) -> int:
+        """Of the whole committee; a quorum has more than two thirds of it."""
+        return sum(node.stake for node in self.committee)
+
+    @cached_property
     def committee_hash(self) -> bytes:
         return validator_set_hash(self.committee)
 
@@ -139,10 +147,30 @@ class NetworkState:
             for mentor, places in drawn.items()
         }
 
+    @cached_property
+    def role_keys(self) -> frozenset[bytes]:
+        """Node keys of all who have a part in the open checkpoint; everyone else follows its certificate."""
+        return self.mentors.union(self.committee_keys, *self.evaluators.values())
+
+    @cached_property
+    def committee_rank(self) -> dict[bytes, int]:
+        """Node key to its place in the committee."""
+        return {node.node_key: rank for rank, node in enumerate(self.committee)}
+
+    @cached_property
+    def _proposers(self) -> dict[int, bytes]:
+        return {}
+
     def proposer(self, round_number: int) -> bytes:
         """Node key of the proposer of a round of the open checkpoint."""
-        stakes = [validator.stake for validator in self.committee]
-        return self.committee[draw_proposer(self.record_hash, round_number, stakes)].node_key
+        known = self._proposers
+        if round_number not in known:
+            if len(known) >= PROPOSERS_KEPT_MAX:  # rounds that strangers name must not fill the memory
+                known.clear()
+            stakes = [validator.stake for validator in self.committee]
+            place = draw_proposer(self.record_hash, round_number, stakes)
+            known[round_number] = self.committee[place].node_key
+        return known[round_number]
 
     def reputation_of(self, node_key: bytes) -> int:
         """In ppm; 0 for a stranger."""

@@ -46,6 +46,8 @@ class ChainModel:
     contract: bytes = ADAPTER_FACTORY_ADDRESS
     block_number: int = 0
     commits: list[Commit] = field(default_factory=list)
+    record_hashes: dict[int, bytes] = field(default_factory=dict)
+    """Number to record hash of every accepted checkpoint."""
     refusals: list[str] = field(default_factory=list)
     versions: dict[bytes, list[CertifiedUpdate]] = field(default_factory=dict)
     """Adapter id to its versions, oldest first; one that was created has its first from the start."""
@@ -106,5 +108,6 @@ class ChainModel:
                 self.versions.setdefault(update.adapter_id, []).append(update)
             commit = Commit(commitment.number, commitment.record_hash, self.block_number)
             self.commits.append(commit)
+            self.record_hashes[commit.number] = commit.record_hash
             accepted.append(commit)
         return accepted

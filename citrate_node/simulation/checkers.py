@@ -30,6 +30,8 @@ class Checkers:
     weights: dict[int, bytes] = field(default_factory=dict)
     states: dict[int, bytes] = field(default_factory=dict)
     votes: dict[tuple[bytes, int, int], bytes] = field(default_factory=dict)
+    _bounded: set[bytes] = field(default_factory=set)
+    """Record hashes of states whose reputations were looked at: nodes share them."""
 
     def on_finalize(
         self, node: int, action: Finalize, chain_hashes: dict[int, bytes], state: NetworkState
@@ -49,6 +51,9 @@ class Checkers:
             raise SafetyViolation(
                 f"seed {self.seed}: node {node} finalized {action.number} against the chain"
             )
+        if state.record_hash in self._bounded:
+            return
+        self._bounded.add(state.record_hash)
         for row in state.reputations:
             if not (
                 row.reputation_ppm == 0 or state.preset.reputation_floor_ppm <= row.reputation_ppm <= ONE_PPM

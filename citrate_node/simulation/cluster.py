@@ -7,9 +7,7 @@ determines everything, so a failing run can be repeated. Called by tests and by 
 
 from __future__ import annotations
 
-import heapq
-import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 
@@ -28,18 +26,27 @@ from ..protocol.identifiers import network_id
 from ..protocol.messages import Message, Vote
 from ..protocol.methods import moving_factor
 from ..protocol.preset import Preset
+from ..protocol.rejection import Verdict
 from ..protocol.state import NetworkState, genesis_state
-from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from ..protocol.tensors import Factor
 from . import adversaries
 from .chain_model import ChainModel, Composed
 from .checkers import Checkers, ProgressViolation
+from .gossip_model import NetworkLoad
+from .shared import Shared
 from .synthetic import SyntheticTask
 from .tasks import Tasks
 from .workload import EvaluateRequest, MeasureRequest, TrainRequest, Workload
+from .world import World
 
 BLOCK_INTERVAL_MS = 1000
 FETCH_TIMEOUT_MS = 800
+ROLES_KEPT = 8
+"""Checkpoints whose roles are remembered, for nodes that are late."""
+PEERS_ASKED_MAX = 32
+"""Peers, drawn anew each time, that a node asks for a state before it waits and tries again."""
+BLOBS_KEPT = 4
+"""Final checkpoints that a node hands out."""
 GENESIS_RECORD_HASH = bytes(32)
 
 
@@ -103,20 +110,20 @@ class SimulatedNode:
     life: int = 0
     """Grows with every crash, so that answers to a dead life are dropped."""
     verdicts: list[act.ReportVerdict] = field(default_factory=list)
+    """What it ignored and refused."""
 
 
-class Cluster:
+def _is_at(simulated: SimulatedNode, checkpoints: int) -> bool:
+    return simulated.node is None or simulated.node.state.number >= checkpoints
+
+
+class Cluster(World):
     """The world. `run_until(checkpoints)` is what most callers want."""
 
     def __init__(self, options: ClusterOptions, workload: Workload | None = None) -> None:
         """workload: what the nodes train, for as many nodes; the synthetic task where none is given."""
+        super().__init__(options.seed, options.latency_ms, options.loss_ppm, options.faults_end_ms)
         self.options = options
-        self.random = random.Random(f"citrate/{options.seed}")
-        self.now_ms = 0
-        self._queue: list[tuple[int, int, Callable[[], None]]] = []
-        self._sequence = 0
-        self.partition: Callable[[int, int], bool] = lambda a, b: False
-        """Whether nothing passes between two nodes."""
         self.task: Workload = workload or synthetic_task(options)
         self.tasks = Tasks(lambda: self.task)
         self.chain = ChainModel(GENESIS_RECORD_HASH)
@@ -127,7 +134,7 @@ class Cluster:
         """Per checkpoint, the first node's Finalize that carries inputs."""
         self._copied: set[tuple[int, int]] = set()
         """(copier, checkpoint): one copy each, two would be equivocation."""
-        self._aggregations: dict[tuple[bytes, object], Aggregation] = {}
+        self.load = NetworkLoad(options.nodes)
         identities = [self._identity(i) for i in range(options.nodes)]
         stakes = options.stakes or (1,) * options.nodes
         validators = tuple(
@@ -142,6 +149,7 @@ class Cluster:
             GENESIS_RECORD_HASH,
             options.preset.digest(),
         )
+        self.shared = Shared(self.network_id)
         self.genesis = genesis_state(
             options.preset,
             self.network_id,
@@ -158,6 +166,11 @@ class Cluster:
         self.chain_identity = ChainIdentity(self.chain.chain_id, self.chain.contract)
         self.nodes = [SimulatedNode(i, identity, None) for i, identity in enumerate(identities)]
         self._by_key = {identity.node_key: i for i, identity in enumerate(identities)}
+        self._roles: dict[int, tuple[int, ...]] = {}
+        """Open checkpoint to the nodes that have a part in it, ascending: they hear of every message."""
+        self._behind: set[int] = set()
+        """Nodes that have not reached the newest commit."""
+        self._note_roles(self.genesis)
         for simulated in self.nodes:
             self.start(simulated.index)
         self._at(BLOCK_INTERVAL_MS, self._mine)
@@ -201,43 +214,22 @@ class Cluster:
 
     # ---------------------------------------------------------------- time
 
-    def _at(self, delay_ms: int, what: Callable[[], None]) -> None:
-        self._sequence += 1
-        heapq.heappush(self._queue, (self.now_ms + delay_ms, self._sequence, what))
-
-    def schedule(self, at_ms: int, what: Callable[[], None]) -> None:
-        """Do something at a moment of virtual time, now if it has passed."""
-        self._at(max(0, at_ms - self.now_ms), what)
-
-    def cut(self, side: frozenset[int]) -> None:
-        """Nothing passes between these nodes and the others, until `heal`."""
-        self.partition = lambda a, b: (a in side) != (b in side)
-
-    def heal(self) -> None:
-        self.partition = lambda a, b: False
-
-    def step(self) -> None:
-        """The next thing that happens."""
-        self.now_ms, _, what = heapq.heappop(self._queue)
-        what()
-
     def run_until(self, checkpoints: int, *, within_ms: int) -> None:
         """Until every running node has finalized that many. Raises ProgressViolation after `within_ms`."""
         deadline = self.now_ms + within_ms
-        while not all(
-            simulated.node is None or simulated.node.state.number >= checkpoints for simulated in self.nodes
-        ):
+        waiting: list[SimulatedNode] = []
+        while True:
+            while waiting and _is_at(waiting[-1], checkpoints):
+                waiting.pop()
+            if not waiting:  # those that were passed over may have been restarted since: look at all again
+                waiting = [s for s in self.nodes if not _is_at(s, checkpoints)]
+                if not waiting:
+                    return
             if self.now_ms > deadline:
-                at = [s.node.state.number if s.node else None for s in self.nodes]
+                at = [s.node.state.number if s.node else None for s in self.nodes[:100]]
                 raise ProgressViolation(
                     f"seed {self.options.seed}: checkpoints {at} after {self.now_ms} ms, wanted {checkpoints}"
                 )
-            self.step()
-
-    def run_for(self, duration_ms: int) -> None:
-        """Let time pass."""
-        end = self.now_ms + duration_ms
-        while self._queue and self._queue[0][0] <= end:
             self.step()
 
     # ---------------------------------------------------------------- life and death
@@ -253,7 +245,7 @@ class Cluster:
             opened_block=opened,
             journal=simulated.journal,
             residuals=simulated.residuals,
-            aggregate=self._aggregate,
+            functions=self.shared.functions,
         )
         life = simulated.life
         self._handle(index, life, ev.HeadAdvanced(self.chain.block_number))
@@ -265,6 +257,7 @@ class Cluster:
         for name, data in list(simulated.deltas.items()):
             self._handle(index, life, ev.DeltaFetched(name, data))
         if self.chain.commits:
+            self._behind.add(index)
             last = self.chain.commits[-1]
             self._handle(
                 index, life, ev.CheckpointCommitted(last.number, last.record_hash, last.block_number)
@@ -281,28 +274,31 @@ class Cluster:
         commits = self.chain.mine()
         settled = [i for i in self.chain.compositions if self.chain.versions[i] and i not in self._settled]
         self._settled.update(settled)
-        for simulated in self.nodes:
-            if simulated.node is None:
+        if commits:
+            self._behind = {s.index for s in self.nodes if s.node is not None}
+        # who has no part in the open checkpoint sleeps until its commit: each block would find nothing to do
+        for index in sorted(self._behind.union(self._roles[max(self._roles)])):
+            if self.nodes[index].node is None:
                 continue
             delay = self._latency()
             for commit in commits:
                 event = ev.CheckpointCommitted(commit.number, commit.record_hash, commit.block_number)
-                self._later(simulated.index, delay, event)
-            for adapter_id in settled:
+                self._later(index, delay, event)
+            self._later(index, delay, ev.HeadAdvanced(self.chain.block_number))
+        for adapter_id in settled:
+            for simulated in self.nodes:
                 self._later(simulated.index, self._latency(), ev.CompositionSettled(adapter_id))
-            self._later(simulated.index, delay, ev.HeadAdvanced(self.chain.block_number))
         self._at(BLOCK_INTERVAL_MS, self._mine)
 
-    def _latency(self) -> int:
-        return self.random.randint(*self.options.latency_ms)
+    def _note_roles(self, state: NetworkState) -> None:
+        """A state has been reached: who has a part in the checkpoint after it."""
+        if state.next_number not in self._roles:
+            self._roles[state.next_number] = tuple(sorted(self._by_key[key] for key in state.role_keys))
+            self._roles = {n: r for n, r in self._roles.items() if n + ROLES_KEPT > state.next_number}
 
-    def _is_lost(self, a: int, b: int) -> bool:
-        if self.partition(a, b):
-            return True
-        end = self.options.faults_end_ms
-        if end is not None and self.now_ms >= end:
-            return False
-        return self.random.randrange(1_000_000) < self.options.loss_ppm
+    def _listeners(self, message: Message) -> tuple[int, ...]:
+        """Who is handed a message: all with a part in its checkpoint. Others pass it on and forget it."""
+        return self._roles.get(message.checkpoint, ())
 
     def _later(self, index: int, delay_ms: int, event: ev.Event) -> None:
         life = self.nodes[index].life
@@ -343,7 +339,8 @@ class Cluster:
             case act.CatchUp():
                 self._catch_up(index, action)
             case act.ReportVerdict():
-                simulated.verdicts.append(action)
+                if action.verdict is not Verdict.ACCEPT:
+                    simulated.verdicts.append(action)
             case act.Finalize():
                 self._finalize(simulated, action)
             case act.Notice() | act.AnswerCatchUp():
@@ -355,15 +352,19 @@ class Cluster:
             body = message.body
             self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
         assert node is not None
-        for receiver in self.nodes:
-            if receiver.index != index:
-                sent = adversaries.said_to(self.options, index, node, message, receiver.index)
-                self._send(index, receiver.index, sent)
+        self.load.published(message)
+        for receiver in self._listeners(message):
+            if receiver != index:
+                sent = adversaries.said_to(self.options, index, node, message, receiver)
+                self._send(index, receiver, self.shared.opened(sent))
 
     def _send(self, index: int, receiver: int, message: Message) -> None:
-        copies = 1 + (self.random.randrange(1_000_000) < self.options.duplicate_ppm)
+        copies = 1
+        if self.options.duplicate_ppm:
+            copies += self.random.randrange(1_000_000) < self.options.duplicate_ppm
         for _ in range(copies):
             if not self._is_lost(index, receiver):
+                self.load.deliveries += 1
                 self._later(receiver, self._latency(), ev.MessageReceived(message, f"node {index}"))
 
     def _copy(self, index: int, action: act.FetchDelta) -> None:
@@ -373,20 +374,22 @@ class Cluster:
         if copied is None or (index, action.checkpoint) in self._copied:
             return
         self._copied.add((index, action.checkpoint))
-        for receiver in self.nodes:
-            if receiver.index != index:
-                self._send(index, receiver.index, copied)
+        self.load.published(copied)
+        for receiver in self._listeners(copied):
+            if receiver != index:
+                self._send(index, receiver, self.shared.opened(copied))
 
-    def _peers(self, index: int) -> list[SimulatedNode]:
-        """The others that run and can be reached, in an order of chance."""
-        peers = [s for s in self.nodes if s.index != index and s.node is not None]
-        self.random.shuffle(peers)
-        return [s for s in peers if not self._is_lost(index, s.index)]
+    def _peers(self, index: int, among: Sequence[int], count: int) -> list[SimulatedNode]:
+        """Up to `count` others of these that run and can be reached, in an order of chance."""
+        drawn = self.random.sample(among, min(count, len(among)))
+        peers = [self.nodes[i] for i in drawn if i != index]
+        return [s for s in peers if s.node is not None and not self._is_lost(index, s.index)]
 
     def _fetch_delta(self, index: int, action: act.FetchDelta) -> None:
         mentor = self._by_key[action.mentor]
-        peers = sorted(self._peers(index), key=lambda s: s.index != mentor)
-        for peer in peers[:3]:
+        # those with a part in the checkpoint are who may hold its deltas
+        others = self._peers(index, self._roles.get(action.checkpoint, ()), 4)
+        for peer in [*self._peers(index, (mentor,), 1), *(s for s in others if s.index != mentor)][:3]:
             held = peer.deltas.get(action.content.digest)
             assert peer.node is not None
             if (
@@ -396,31 +399,42 @@ class Cluster:
                 or action.content.digest in peer.node.withheld()
             ):
                 continue
+            self.load.deltas += 1
+            self.load.delta_bytes += len(held)
             event = ev.DeltaFetched(action.content.digest, held, f"node {peer.index}")
             delay = 2 * self._latency()
             self._later(index, delay, event)
             if index in self.options.copiers:
                 self._at(delay, lambda: self._copy(index, action))
             return
+        self.load.requests_failed += 1
         self._later(index, FETCH_TIMEOUT_MS, ev.DeltaUnavailable(action.content))
 
     def _fetch_state(self, index: int, action: act.FetchState) -> None:
-        for peer in self._peers(index):
+        # its committee has computed it, the others have it from them; a small network is asked as a whole
+        committee = self._roles.get(action.number, ())
+        peers = self._peers(index, range(len(self.nodes)), PEERS_ASKED_MAX)
+        for peer in [*peers, *self._peers(index, committee, 4)]:
             held = peer.blobs.get(action.record_hash)
             if held is not None:
+                self.load.states += 1
+                self.load.state_bytes += len(held.record) + len(held.state_file) + len(held.weights)
                 event = ev.StateFetched(action.number, held.record, held.state_file, held.weights)
                 self._later(index, 2 * self._latency(), event)
                 return
+        self.load.requests_failed += 1
         self._later(index, FETCH_TIMEOUT_MS, ev.StateUnavailable(action.number))
 
     def _catch_up(self, index: int, action: act.CatchUp) -> None:
-        for peer in self._peers(index)[:8]:
+        for peer in self._peers(index, self._roles.get(action.checkpoint, ()), 9)[:8]:
             assert peer.node is not None
             answers = peer.node.handle(ev.CatchUpRequested(0, action.checkpoint, action.have))
             for answer in answers:
                 assert isinstance(answer, act.AnswerCatchUp)
                 delay = 2 * self._latency()
                 for message in answer.messages:
+                    self.load.catch_up_messages += 1
+                    self.load.catch_up_bytes += len(message.envelope)
                     self._later(index, delay, ev.MessageReceived(message, f"node {peer.index}"))
 
     def _train(self, index: int, action: act.Train) -> None:
@@ -482,9 +496,13 @@ class Cluster:
         self.adapter_weights[node.state.weights_content.digest] = node.state.weights
         for request in action.compositions:
             self.adapter_weights[request.content.digest] = request.result.weights
-        hashes = {commit.number: commit.record_hash for commit in self.chain.commits}
-        self.checkers.on_finalize(simulated.index, action, hashes, node.state)
+        self.checkers.on_finalize(simulated.index, action, self.chain.record_hashes, node.state)
+        self._note_roles(node.state)
+        if node.state.number >= len(self.chain.commits):
+            self._behind.discard(simulated.index)
         simulated.blobs[node.state.record_hash] = action
+        if len(simulated.blobs) > BLOBS_KEPT:
+            del simulated.blobs[next(iter(simulated.blobs))]
         simulated.saved = (node.state, action.block_number)
         simulated.messages = {i: m for i, m in simulated.messages.items() if m.checkpoint > action.number}
         simulated.deltas = {}
@@ -495,15 +513,6 @@ class Cluster:
             total = self.task.loss_sum(node.state.weights, everybody)
             loss = total / self.task.loss_unit / len(everybody)
             self.history.append(f"{action.number} {node.state.record_hash.hex()} {loss:.6f}")
-
-    def _aggregate(self, state: NetworkState, inputs: CheckpointInputs) -> Aggregation:
-        """The protocol's pure function, computed once for all nodes that ask the same."""
-        key = (state.record_hash, inputs.key)
-        if key not in self._aggregations:
-            self._aggregations[key] = aggregate(state, inputs)
-            if len(self._aggregations) > 64:
-                del self._aggregations[next(iter(self._aggregations))]
-        return self._aggregations[key]
 
     # ---------------------------------------------------------------- results
 

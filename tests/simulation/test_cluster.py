@@ -153,7 +153,7 @@ def test_nodes_that_round_another_way_are_no_quorum() -> None:
     for index in (0, 1):
         node = world.nodes[index].node
         assert node is not None
-        node.core.aggregate = flooring
+        node.core.functions = replace(node.core.functions, aggregate=flooring)
     with pytest.raises(ProgressViolation, match="seed 1"):
         finalized(world, 3, within_ms=120_000)
     assert all(s.node is None or s.node.state.number < 3 for s in world.nodes)
@@ -164,7 +164,7 @@ def test_a_node_that_rounds_another_way_follows_the_quorum() -> None:
     world = cluster(nodes=4, seed=1)
     node = world.nodes[0].node
     assert node is not None
-    node.core.aggregate = flooring
+    node.core.functions = replace(node.core.functions, aggregate=flooring)
     finalized(world, 3)
     assert world.checkers.weights
 
