@@ -108,7 +108,11 @@ async def _up(stop: Any, json_lines: bool, folder: Path, wishes: dict[str, Any])
 
 @app.command()
 def status(folder: Path = DIR, json_lines: bool = JSON) -> None:
-    """Say whether a devnet runs, where its chain is, and how far it has come."""
+    """Say whether a devnet runs, where its chain is, and how far it has come.
+
+    `rpc_url` is for wallets and programs, `page_url` the dashboard and wallet page. `inner_rpc_url` is the
+    chain itself, for the devnet's own nodes: it obeys whoever reaches it, so give it to nobody.
+    """
     import asyncio
 
     from citrate_node.cli.output import print_json

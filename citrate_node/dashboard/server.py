@@ -58,6 +58,8 @@ HEADERS = {
 
 FILE_BYTES_MAX = 16 * 1024 * 1024
 """Adapter files that the page judges; larger ones are for `citrate adapter create`."""
+BODY_SECONDS = 30.0
+"""A request has this long to come in whole: files are judged one at a time."""
 HEARTBEAT_SECONDS = 15.0
 WRITE_TIMEOUT_SECONDS = 10.0
 END_SECONDS = 2.0
@@ -191,14 +193,18 @@ async def _send(response: web.StreamResponse, data: bytes) -> None:
 
 
 async def _body(request: web.Request, bytes_max: int) -> bytes:
-    """The body, 413 as soon as it is known to be larger."""
+    """The body: 413 as soon as it is known to be larger, 408 where it does not come."""
     if (request.content_length or 0) > bytes_max:
         raise web.HTTPRequestEntityTooLarge(bytes_max, request.content_length or 0)
     data = bytearray()
-    async for part in request.content.iter_any():
-        data += part
-        if len(data) > bytes_max:
-            raise web.HTTPRequestEntityTooLarge(bytes_max, len(data))
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.content.iter_any():
+                data += part
+                if len(data) > bytes_max:
+                    raise web.HTTPRequestEntityTooLarge(bytes_max, len(data))
+    except TimeoutError:
+        raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_SECONDS:.0f} s\n") from None
     return bytes(data)
 
 

@@ -267,6 +267,20 @@ def test_a_large_file_is_named_by_its_cid_and_a_broken_one_refused(
     assert world.run(latest()) == (content.digest, content.size_bytes)
 
 
+def test_a_base_model_that_the_list_does_not_show_is_looked_up(visitor: Visitor, tmp_path: Path) -> None:
+    visitor.go("create")
+    visitor.main("select").wait_for()
+    visitor.page.evaluate("document.querySelector('select').replaceChildren()")
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(adapter(3).encode())
+    visitor.page.get_by_label("File", exact=True).set_input_files(path)
+    base = adapter(3).config.base_model_id.hex()
+    playwright.expect(visitor.page.get_by_label("Base model")).to_have_value("0x" + base)
+    path.with_name("two.safetensors").write_bytes(adapter(3).encode().replace(base.encode(), b"ab" * 32))
+    visitor.page.get_by_label("File", exact=True).set_input_files(path.with_name("two.safetensors"))
+    visitor.sees(visitor.main("[aria-live] [role=alert]"), f"base model 0x{'ab' * 32} is not registered")
+
+
 def test_cids_are_read_and_written_as_in_python(visitor: Visitor, world: PageWorld) -> None:
     contents = [ContentId(bytes([n]) * 32, size) for n, size in [(0, 1), (7, 4096), (255, 5 << 20)]]
     read = visitor.page.evaluate(

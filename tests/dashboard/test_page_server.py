@@ -1,5 +1,6 @@
 """The page over HTTP: what it serves, to whom, and what it refuses."""
 
+import asyncio
 import hashlib
 import json
 import re
@@ -145,3 +146,14 @@ async def test_pages_that_listen_are_told_the_end_at_once() -> None:
         rest = [line async for line in lines if line]
         await stream.__aexit__(None, None, None)
     assert rest == ['data: {"type": "step", "text": "last words"}']
+
+
+async def test_a_body_that_does_not_come_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would keep everybody else's file waiting."""
+    monkeypatch.setattr("citrate_node.dashboard.server.BODY_SECONDS", 0.2)
+    async with PageServer(Feed(), "http://127.0.0.1:9", port=0, preset="devnet") as page:
+        port = int(page.url.rstrip("/").rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /api/adapter-file HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\nab")
+        assert (await reader.readline()).startswith(b"HTTP/1.1 408 ")
+        writer.close()

@@ -15,7 +15,7 @@ export async function createPage(place) {
       "as `citrate content add` prints it"),
     size: field("Size in bytes", el("input", { name: "size", inputmode: "numeric", pattern: "[0-9]*" }), "recorded on chain; leave it out only if unknown"),
     name: field("Name", el("input", { name: "name", required: true, maxlength: 64, autocomplete: "off" }), "1 to 64 bytes; need not be unique"),
-    base: field("Base model", el("select", { name: "base" }, bases.map((base) => el("option", { value: base.id }, `${base.name} (${base.id.slice(0, 10)}…)`)))),
+    base: field("Base model", el("select", { name: "base" }, bases.map(baseOption))),
     rank: field("Rank", el("input", { name: "rank", type: "number", min: 1, max: 64, value: 8, required: true })),
   };
   const judged = el("div", { "aria-live": "polite" });
@@ -47,7 +47,7 @@ export async function createPage(place) {
     if (verdict.error) return show(judged, problem(`${verdict.error} — \`citrate adapter create\` reads other files of PEFT too`));
     input("rank").value = verdict.rank;
     input("base").value = verdict.base_model_id;
-    const known = input("base").value === verdict.base_model_id;
+    const known = input("base").value === verdict.base_model_id || (await addBase(input("base"), verdict.base_model_id));
     show(judged,
       facts([["File", bytes(verdict.size_bytes)], ["Rank", String(verdict.rank)], ["Targets", verdict.targets.join(", ")], ["CID", el("code", {}, verdict.cid)]]),
       !known && problem(`Its base model ${verdict.base_model_id} is not registered on this chain.`),
@@ -79,6 +79,17 @@ export async function createPage(place) {
     el("p", { class: "note" }, "Your account becomes its owner. It is tried first; nothing is sent before you press Send and confirm in the wallet."),
     element, result);
 }
+
+// One that is registered, but not among the first that the list shows.
+async function addBase(select, id) {
+  const base = await read("baseModel", id).catch(() => null);
+  if (!base || base.id !== id) return false;
+  select.append(baseOption(base));
+  select.value = id;
+  return true;
+}
+
+const baseOption = (base) => el("option", { value: base.id }, `${base.name} (${base.id.slice(0, 10)}…)`);
 
 async function judge(file) {
   try {
