@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from citrate_node.cli import adapter_card, adapter_use
+from citrate_node.cli import adapter_card, adapter_serve, adapter_use
 from citrate_node.cli.adapter_options import (
     CHAIN_ID,
     CONTRACT,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from citrate_node.runtime.adapters import AdapterDesk
     from citrate_node.runtime.adapters_files import AdapterFile
 
-__all__ = ["adapter_card", "adapter_use", "app"]
+__all__ = ["adapter_card", "adapter_serve", "adapter_use", "app"]
 
 add_to(app)
 

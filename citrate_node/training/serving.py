@@ -158,6 +158,10 @@ class BatchedGenerator:
             logits = output.logits[:, -1].float().cpu()
         self._take(logits, list(self._rows))
 
+    def give_up(self) -> None:
+        """End every request as cancelled."""
+        self._leave([True] * len(self._rows), "cancelled")
+
     # ---------------------------------------------------------------- rows
 
     def _take(self, logits: Any, rows: list[Generation]) -> None:
@@ -221,7 +225,7 @@ class BatchedGenerator:
 
     def _stack(self, adapters: dict[str, AdapterWeights]) -> None:
         """Hold these, each filled up to the largest rank and to every module that one of them has."""
-        shapes: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, int]] = {}
         rank = max((weights.config.rank for weights in adapters.values()), default=1)
         for weights in adapters.values():
             for spec in weights.manifest.specs:
@@ -320,7 +324,7 @@ class TextStream:
         return piece
 
 
-def _filled(weights: AdapterWeights, shapes: dict[str, tuple[int, ...]]) -> Weights:
+def _filled(weights: AdapterWeights, shapes: dict[str, tuple[int, int]]) -> Weights:
     """The adapter's tensors, and zeros of rank 1 for modules that it leaves alone."""
     own = weights.tensors()
     missing: dict[str, npt.NDArray[np.float32]] = {}
