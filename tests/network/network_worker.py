@@ -1,10 +1,11 @@
 """One node in a process of its own: commands in, events out, one JSON object a line.
 
-Started by test_network_processes.py and by benchmarks/network_gossip.py with a JSON configuration as its
+Started by test_network_processes.py and by benchmarks/network_gossip.py and network_memory.py with a JSON configuration as its
 argument (number, peers, topic). Ends when its standard input does.
 """
 
 import asyncio
+import contextlib
 import json
 import resource
 import sys
@@ -12,7 +13,7 @@ import time
 from typing import Any
 
 from citrate_node.network.libp2p_network import Libp2pNetwork
-from citrate_node.network.settings import NetworkConfig
+from citrate_node.network.settings import NetworkConfig, PeerFailed
 
 
 def say(**event: Any) -> None:
@@ -58,6 +59,20 @@ class Worker:
             )
             await asyncio.sleep(pause_seconds)
         say(event="published")
+
+    async def talk(self, seconds: float, pause_seconds: float, size_bytes: int) -> None:
+        """A node's ordinary day: publish, and ask each peer something, every `pause_seconds`."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            now = time.time_ns().to_bytes(8, "big")
+            await self._network.publish(self._topic, now + bytes(size_bytes - 8))
+            for peer in self._network.connected_peers():
+                with contextlib.suppress(PeerFailed):
+                    await self._network.request(peer, bytes(size_bytes))
+            await asyncio.sleep(pause_seconds)
+        delivered = len(self._delays_ms)
+        self._delays_ms.clear()  # else the list of delays is the leak that is measured
+        say(event="talked", delivered=delivered)
 
     async def report(self, expected: int, timeout_seconds: float) -> None:
         """What has arrived, once it is as much as expected or time is up."""

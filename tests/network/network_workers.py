@@ -52,12 +52,21 @@ class Workers:
         addresses: list[str] = (await _hear(process))["addresses"]
         return addresses
 
+    def resident_bytes(self) -> list[int]:
+        """Memory of each node's process at this moment (Linux: /proc)."""
+        return [_resident_bytes(process.pid) for process in self._processes]
+
     async def ask(self, **command: Any) -> list[dict[str, Any]]:
         """Give every node a command at once; their answers."""
         for process in self._processes:
             assert process.stdin is not None
             process.stdin.write(json.dumps(command).encode() + b"\n")
         return list(await asyncio.gather(*map(_hear, self._processes)))
+
+
+def _resident_bytes(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def _hear(process: asyncio.subprocess.Process) -> dict[str, Any]:
