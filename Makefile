@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := node_modules/.package-lock.json
 
-.PHONY: devnet test test-slow test-random test-pythons check lint types contracts slither lock clean setup
+.PHONY: devnet interop test test-slow test-random test-pythons check lint types contracts slither lock clean setup
 
 devnet: setup
 	$(BIN)/citrate devnet up
@@ -15,6 +15,11 @@ test: setup
 # Soak, large simulations, conformance with other implementations, kill loops.
 test-slow: setup
 	$(BIN)/pytest -m slow
+
+# A peer in JavaScript, written from docs/protocol.md, among our nodes and in a devnet.
+interop: setup
+	cd tests/interop && npm ci --silent --no-audit --no-fund
+	$(BIN)/pytest -m slow tests/interop
 
 # The property tests with examples that no run has tried yet.
 test-random: setup

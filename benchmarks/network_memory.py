@@ -2,8 +2,8 @@
 
     python benchmarks/network_memory.py [--minutes 60] [--nodes 4] [--pause 0.5] [--json FILE]
 
-Each node is a process of its own in a full mesh on loopback, publishes a message of 1 kB and asks every peer a
-request of 1 kB every `--pause` seconds: some 30 times what a devnet of four says. Resident memory is read from
+Each node is a process of its own in a full mesh on loopback, publishes a message of 1 kB and asks every peer
+a request of 1 kB every `--pause` seconds: far more than a devnet of four says. Resident memory is read from
 /proc once a minute (sooner in short runs). The slope is the least-squares line through the second half of the
 samples, since a young process grows into its caches (ids seen in the last ten minutes are kept, for one).
 """
@@ -43,9 +43,7 @@ async def measure(nodes: int, minutes: float, pause_seconds: float) -> tuple[lis
             )
             delivered += sum(answer["delivered"] for answer in talked)
             print(_line(samples[-1], delivered), flush=True)
-        samples.append(
-            [time.monotonic() - begun, *(size / MEGABYTE for size in workers.resident_bytes())]
-        )
+        samples.append([time.monotonic() - begun, *(size / MEGABYTE for size in workers.resident_bytes())])
     return samples, delivered
 
 

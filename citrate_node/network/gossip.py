@@ -24,7 +24,7 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 
-from citrate_node.network.ledger import INVALID_MESSAGE, MALFORMED_FRAME, Ledger
+from citrate_node.network.ledger import INVALID_MESSAGE, MALFORMED_FRAME, OVER_RATE, Ledger
 from citrate_node.network.settings import NetworkConfig, PeerFailed
 from citrate_node.network.streams import Stream, read_some
 
@@ -299,6 +299,8 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
         self._mark_msg_seen(msg)
         if not ledger.admit_origin(origin):
             ledger.count("messages_over_rate")
+            if forwarder == origin:
+                ledger.penalise(origin, OVER_RATE, "publishes more than it may")
             return
         ledger.count("messages_received")
         self._deliver(topic, origin, forwarder, msg.data)

@@ -25,6 +25,8 @@ CONNECTIONS_BURST: Final = 30.0
 INVALID_MESSAGE: Final = 10.0
 """A message that fails its signature or the validator. Honest peers check before they forward."""
 MALFORMED_FRAME: Final = 25.0
+OVER_RATE: Final = 0.5
+"""A message above the rate of its origin, where the origin itself brought it: nobody is in such a hurry."""
 WRONG_BLOB: Final = 50.0
 HELD_BACK_PER_SECOND: Final = 5.0
 """Against a decay of 1 a second: 25 seconds of uninterrupted flood lead to a block, a burst never does."""

@@ -78,7 +78,7 @@ class Evaluator:
         return any(self.core.node_key in drawn for drawn in self.core.state.evaluators.values())
 
     def on_delta_fetched(self, event: DeltaFetched) -> list[Action]:
-        """Keep bytes that are what their signal says; blame whoever sent others."""
+        """Keep bytes that are what their signal says; others are refused, and count as withheld in the end."""
         pool = self.core.pool
         asked = [m for m in pool.signals_without_bytes() if delta_hash(m) == event.delta_hash]
         for message in asked:
@@ -90,7 +90,8 @@ class Evaluator:
             return [StoreDelta(content, event.data, message.checkpoint), *self.tick()]
         for message in asked:
             self._count_refusal(delta_content(message))
-        return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH, peer=event.peer)] if asked else []
+        # no peer is to blame: the bytes have the hash that the mentor announced, and are no delta
+        return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH)] if asked else []
 
     def on_delta_unavailable(self, event: DeltaUnavailable) -> list[Action]:
         self._count_refusal(event.content)

@@ -43,6 +43,8 @@ def open_message(data: bytes, network_id: bytes) -> Message:
 def check_checkpoint(state: NetworkState, message: Message) -> None:
     """The message must be about the open checkpoint or one within the window after it."""
     number = message.checkpoint
+    if message.author not in state.position:  # first: for a stranger there is no checkpoint to be early for
+        raise reject(Reason.UNKNOWN_AUTHOR, message.author[:8].hex())
     if number < state.next_number:
         raise ignore(Reason.CLOSED_CHECKPOINT, f"checkpoint {number}, open is {state.next_number}")
     if number > state.next_number + state.preset.checkpoint_window:
@@ -51,8 +53,6 @@ def check_checkpoint(state: NetworkState, message: Message) -> None:
             f"checkpoint {number}, accepted are {state.next_number} to "
             f"{state.next_number + state.preset.checkpoint_window}",
         )
-    if message.author not in state.position:
-        raise reject(Reason.UNKNOWN_AUTHOR, message.author[:8].hex())
 
 
 def check_message(state: NetworkState, message: Message, compositions: Container[bytes] = ()) -> None:

@@ -40,6 +40,7 @@ from .chain_events import ChainEvents
 from .composition_meter import CompositionMeter
 from .database import FinalCheckpoint, NodeDatabase, decode_certificate, encode_certificate
 from .fetching import Fetcher
+from .judging import points_of
 
 EVENTS_MAX = 10_000
 CATCH_UP_PEERS = 8
@@ -171,7 +172,10 @@ class MainLoop:
         actions = await asyncio.to_thread(self.node.handle, event)
         self.withheld = self.node.withheld()
         for action in actions:
-            await self._carry_out(action)
+            if isinstance(action, act.ReportVerdict):
+                self._judge(event, action)
+            else:
+                await self._carry_out(action)
 
     async def _receive(self) -> None:
         while True:
@@ -261,20 +265,18 @@ class MainLoop:
                 future = self._answers.pop(action.request, None)
                 if future is not None and not future.done():
                     future.set_result(action.messages)
-            case act.ReportVerdict():
-                self._judge(action)
             case act.Finalize():
                 await self._finalize(action)
             case act.Notice():
                 self._report({"type": action.what, "checkpoint": self.node.state.next_number, **action.facts})
 
-    def _judge(self, action: act.ReportVerdict) -> None:
-        if action.verdict is not Verdict.REJECT:
-            return
+    def _judge(self, event: ev.Event, action: act.ReportVerdict) -> None:
         reason = action.reason.value if action.reason else ""
-        self._report({"type": "rejected", "reason": reason, "detail": action.detail, "peer": action.peer})
-        if action.peer is not None:
-            self._network.report_misbehaviour(action.peer, 10.0, reason)
+        if action.verdict is Verdict.REJECT:
+            self._report({"type": "rejected", "reason": reason, "detail": action.detail, "peer": action.peer})
+        points = points_of(event, action)
+        if points > 0 and action.peer is not None:
+            self._network.report_misbehaviour(action.peer, points, reason)
 
     async def _finalize(self, action: act.Finalize) -> None:
         """Files first, then the database row that points to them, then pruning."""

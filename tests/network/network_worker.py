@@ -1,7 +1,7 @@
 """One node in a process of its own: commands in, events out, one JSON object a line.
 
-Started by test_network_processes.py and by benchmarks/network_gossip.py and network_memory.py with a JSON configuration as its
-argument (number, peers, topic). Ends when its standard input does.
+Started by test_network_processes.py and by benchmarks/network_gossip.py and network_memory.py with a JSON
+configuration as its argument (number, peers, topic). Ends when its standard input does.
 """
 
 import asyncio
