@@ -78,7 +78,7 @@ class Evaluator:
         return any(self.core.node_key in drawn for drawn in self.core.state.evaluators.values())
 
     def on_delta_fetched(self, event: DeltaFetched) -> list[Action]:
-        """Keep bytes that are what their signal says; others are refused, and count as withheld in the end."""
+        """Keep bytes that are what their signal says; others are refused, and count as withheld."""
         pool = self.core.pool
         asked = [m for m in pool.signals_without_bytes() if delta_hash(m) == event.delta_hash]
         for message in asked:
