@@ -81,7 +81,7 @@ def main() -> None:
         print(
             f"{nodes:>6} nodes   {row['ms_per_node_checkpoint']:8.3f} ms per node-checkpoint   "
             f"{row['cpu_s']:7.1f} s   {row['peak_mib']:5} MiB   "
-            f"{row['load']['gossip_received_per_node'] // arguments.checkpoints} messages each per checkpoint",
+            f"{row['load']['published'] // arguments.checkpoints} messages each per checkpoint",
             flush=True,
         )
     ratio = rows[-1]["ms_per_node_checkpoint"] / rows[0]["ms_per_node_checkpoint"]

@@ -19,6 +19,12 @@ def simulate(
     seed: int = typer.Option(0, "--seed", help="Determines everything that is left to chance."),
     seeds: int = typer.Option(1, "--seeds", min=1, help="Run this many seeds, counted from --seed."),
     out: Path | None = typer.Option(None, "--out", help="Write options, history, recording and result here."),
+    workers: int = typer.Option(
+        1, "--workers", min=1, max=256, help="Processes that train and evaluate; the history is the same."
+    ),
+    ray: str | None = typer.Option(
+        None, "--ray", help="Train and evaluate on Ray at this address; `local` starts one on this machine."
+    ),
     json_lines: bool = typer.Option(
         False, "--json", help="One JSON object per line on stdout, nothing else."
     ),
@@ -49,7 +55,7 @@ def simulate(
         if not json_lines:
             typer.echo(f"{loaded.name}, seed {number}: {loaded.question}".rstrip(": "))
         try:
-            result = run_scenario(loaded, folder, show)
+            result = run_scenario(loaded, folder, show, workers=workers, ray=ray)
         except (SafetyViolation, ProgressViolation) as violation:
             raise ServiceError(
                 f"{violation}\n  repeat it with `citrate simulate {scenario} --seed {number}`"

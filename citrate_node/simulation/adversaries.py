@@ -16,7 +16,7 @@ from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Messa
 from ..protocol.state_transition import CheckpointInputs, process_checkpoint
 
 if TYPE_CHECKING:
-    from .cluster import ClusterOptions
+    from .options import ClusterOptions
 
 FACES = 3
 """Who contradicts himself says so many different things, to receivers by their number modulo this."""

@@ -24,8 +24,6 @@ from ..protocol.composition_request import CompositionRequest
 from ..protocol.content_id import content_id
 from ..protocol.identifiers import network_id
 from ..protocol.messages import Message, Vote
-from ..protocol.methods import moving_factor
-from ..protocol.preset import Preset
 from ..protocol.rejection import Verdict
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.tensors import Factor
@@ -33,8 +31,9 @@ from . import adversaries
 from .chain_model import ChainModel, Composed
 from .checkers import Checkers, ProgressViolation
 from .gossip_model import NetworkLoad
+from .options import ClusterOptions as ClusterOptions
+from .options import synthetic_task as synthetic_task
 from .shared import Shared
-from .synthetic import SyntheticTask
 from .tasks import Tasks
 from .workload import EvaluateRequest, MeasureRequest, TrainRequest, Workload
 from .world import World
@@ -48,48 +47,6 @@ PEERS_ASKED_MAX = 32
 BLOBS_KEPT = 4
 """Final checkpoints that a node hands out."""
 GENESIS_RECORD_HASH = bytes(32)
-
-
-@dataclass(frozen=True)
-class ClusterOptions:
-    """Everything that a run depends on. Printed first, so that a run can be repeated."""
-
-    preset: Preset
-    nodes: int = 4
-    seed: int = 0
-    latency_ms: tuple[int, int] = (5, 120)
-    loss_ppm: int = 0
-    """Part of the messages, blobs and answers that never arrive."""
-    duplicate_ppm: int = 0
-    faults_end_ms: int | None = None
-    """From then on nothing is lost: the liveness act."""
-    sign_flippers: frozenset[int] = frozenset()
-    """Mentors that announce the opposite of what they learned."""
-    withholders: frozenset[int] = frozenset()
-    """Mentors that announce a delta and never serve it."""
-    equivocators: frozenset[int] = frozenset()
-    """Mentors that announce three different signals to three parts of the network."""
-    copiers: frozenset[int] = frozenset()
-    """Mentors that announce somebody else's delta as soon as it is served."""
-    forkers: frozenset[int] = frozenset()
-    """Evaluators that say three different figures to three parts of the network."""
-    liars: frozenset[int] = frozenset()
-    """Evaluators that report the opposite of what they measured."""
-    forgers: frozenset[int] = frozenset()
-    """Proposers that put other weights into the record than the composition gives."""
-    two_faced: frozenset[int] = frozenset()
-    """Proposers that send another correct record, without measurements, to a part of the network."""
-    boasters: frozenset[int] = frozenset()
-    """Proposers whose record has no measurement but their own, of 99 %."""
-    stakes: tuple[int, ...] = ()
-    spread: float = 0.5
-    training_ms: tuple[int, int] = (200, 1500)
-
-
-def synthetic_task(options: ClusterOptions) -> SyntheticTask:
-    """The synthetic task that these options ask for."""
-    factor = moving_factor(options.preset.method, 1)
-    return SyntheticTask(options.seed, options.nodes, spread=options.spread, factor=factor)
 
 
 @dataclass

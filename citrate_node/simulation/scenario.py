@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from ..config import load_preset, read_toml
 from ..errors import ConfigError
 from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
-from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions
+from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions, synthetic_task
 from .training_workload import TrainingOptions, TrainingWorkload, training_options
+from .workers import ProcessWorkload, RayWorkload, ShardedWorkload
+from .workload import Workload
 
 _KEYS: dict[str, Any] = {
     "question": "",
@@ -165,16 +169,54 @@ def _tables(path: Path, key: str, rows: list[Any], names: tuple[str, ...]) -> li
     return rows
 
 
+@contextmanager
+def workload_of(scenario: Scenario, workers: int = 1, ray: str | None = None) -> Iterator[Workload]:
+    """The scenario's task: in this process, in worker processes where there are more, or on Ray.
+
+    workers: 1 or more processes; with `ray`, an address, so many actors, as many as there are cores where it
+    is 1. Raises ConfigError or ServiceError (simulation/workers.py).
+    """
+    options, training = scenario.options, scenario.training
+    make: Callable[[], Workload] = partial(synthetic_task, options)
+    if training is not None:
+        make = partial(TrainingWorkload, options.seed, options.nodes, training)
+    if ray is None and workers == 1:
+        yield make()
+        return
+    sharded: ShardedWorkload
+    if ray is None:
+        sharded = ProcessWorkload(make, workers)
+    else:
+        sharded = RayWorkload(make, ray, workers if workers > 1 else None)
+    try:
+        yield sharded
+    finally:
+        sharded.close()
+
+
 def run_scenario(
-    scenario: Scenario, out: Path | None, on_checkpoint: Callable[[dict[str, Any]], None]
+    scenario: Scenario,
+    out: Path | None,
+    on_checkpoint: Callable[[dict[str, Any]], None],
+    *,
+    workers: int = 1,
+    ray: str | None = None,
 ) -> dict[str, Any]:
-    """Run it to its last checkpoint; the result that also stands in result.json.
+    """Run it to its last checkpoint; the result that also stands in result.json, whatever computes it.
 
     Raises SafetyViolation or ProgressViolation (simulation/checkers.py) where the network failed.
     """
-    options, training = scenario.options, scenario.training
-    workload = None if training is None else TrainingWorkload(options.seed, options.nodes, training)
-    cluster = Cluster(options, workload)
+    with workload_of(scenario, workers, ray) as workload:
+        return _run(scenario, workload, out, on_checkpoint)
+
+
+def _run(
+    scenario: Scenario,
+    workload: Workload,
+    out: Path | None,
+    on_checkpoint: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    cluster = Cluster(scenario.options, workload)
     for node, at_ms, until_ms in scenario.crashes:
         cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
         cluster.schedule(until_ms, lambda node=node: cluster.start(node))  # type: ignore[misc]

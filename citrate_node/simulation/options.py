@@ -1,0 +1,51 @@
+"""What a simulated network is made of: everything that a run depends on. Read by cluster and scenario."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..protocol.methods import moving_factor
+from ..protocol.preset import Preset
+from .synthetic import SyntheticTask
+
+
+@dataclass(frozen=True)
+class ClusterOptions:
+    """Everything that a run depends on. Printed first, so that a run can be repeated."""
+
+    preset: Preset
+    nodes: int = 4
+    seed: int = 0
+    latency_ms: tuple[int, int] = (5, 120)
+    loss_ppm: int = 0
+    """Part of the messages, blobs and answers that never arrive."""
+    duplicate_ppm: int = 0
+    faults_end_ms: int | None = None
+    """From then on nothing is lost: the liveness act."""
+    sign_flippers: frozenset[int] = frozenset()
+    """Mentors that announce the opposite of what they learned."""
+    withholders: frozenset[int] = frozenset()
+    """Mentors that announce a delta and never serve it."""
+    equivocators: frozenset[int] = frozenset()
+    """Mentors that announce three different signals to three parts of the network."""
+    copiers: frozenset[int] = frozenset()
+    """Mentors that announce somebody else's delta as soon as it is served."""
+    forkers: frozenset[int] = frozenset()
+    """Evaluators that say three different figures to three parts of the network."""
+    liars: frozenset[int] = frozenset()
+    """Evaluators that report the opposite of what they measured."""
+    forgers: frozenset[int] = frozenset()
+    """Proposers that put other weights into the record than the composition gives."""
+    two_faced: frozenset[int] = frozenset()
+    """Proposers that send another correct record, without measurements, to a part of the network."""
+    boasters: frozenset[int] = frozenset()
+    """Proposers whose record has no measurement but their own, of 99 %."""
+    stakes: tuple[int, ...] = ()
+    spread: float = 0.5
+    training_ms: tuple[int, int] = (200, 1500)
+
+
+def synthetic_task(options: ClusterOptions) -> SyntheticTask:
+    """The synthetic task that these options ask for."""
+    factor = moving_factor(options.preset.method, 1)
+    return SyntheticTask(options.seed, options.nodes, spread=options.spread, factor=factor)
