@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NODE_MODULES := node_modules/.package-lock.json
 
-.PHONY: devnet interop test test-slow test-random test-pythons check lint types contracts slither lock clean setup
+.PHONY: devnet interop test test-slow test-random test-pythons check lint types contracts slither content-packages content-interop lock clean setup
 
 devnet: setup
 	$(BIN)/citrate devnet up
@@ -47,6 +47,17 @@ contracts: $(NODE_MODULES)
 # Slither over the contract, in a virtual environment of its own; contracts/SLITHER.md explains what it finds.
 slither: $(NODE_MODULES)
 	PYTHON="$(PYTHON)" sh tools/slither.sh
+
+# Other people's programs that the content store is tried against (about 900 MB under tests/content/js).
+CONTENT_PACKAGES := importer helia arlocal js-ipfs
+content-packages:
+	for name in $(CONTENT_PACKAGES); do (cd tests/content/js/$$name && npm install --silent --no-audit --no-fund \
+	  --no-package-lock) || exit 1; done
+
+# The content store against js-ipfs, arlocal, Helia and the JavaScript importer, and through ipfshttpclient.
+content-interop: setup content-packages
+	PYTHON="$(PYTHON)" sh tools/ipfshttpclient.sh
+	$(BIN)/pytest -m slow tests/content tests/runtime/test_devnet_on_ipfs.py tests/cli/test_cli_content.py
 
 setup: $(VENV)/.installed $(NODE_MODULES)
 

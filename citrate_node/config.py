@@ -72,6 +72,10 @@ class NodeConfig:
     peers: tuple[str, ...]
     gateway_port: int
     """Port of the trustless gateway on loopback; 0 for none."""
+    ipfs_url: str
+    """RPC of a Kubo daemon that keeps the contents; empty for the embedded store."""
+    versions_kept: int
+    """Checkpoints for which a final state and its weights are kept, unless pinned; 0: for ever."""
     read_stores: tuple[Path, ...]
     """Content stores on this disk, read only, where weights that the chain names may lie."""
     gateways: tuple[str, ...]
@@ -101,7 +105,13 @@ _NODE_KEYS: dict[str, dict[str, tuple[type, Any]]] = {
         "adapter_id": (str, ...),
     },
     "network": {"listen": (str, "/ip4/127.0.0.1/tcp/0"), "peers": (list, [])},
-    "content": {"gateway_port": (int, 0), "read_stores": (list, []), "gateways": (list, [])},
+    "content": {
+        "gateway_port": (int, 0),
+        "ipfs_url": (str, ""),
+        "versions_kept": (int, 16),
+        "read_stores": (list, []),
+        "gateways": (list, []),
+    },
     "training": {
         "base_model": (str, "embedded"),
         "data": (str, ""),
@@ -153,6 +163,9 @@ def load_node_config(path: Path) -> NodeConfig:
         peers=tuple(values["peers"]),
         gateway_port=values["gateway_port"],
         read_stores=tuple((folder / store).resolve() for store in values["read_stores"]),
+        ipfs_url=values["ipfs_url"],
+        versions_kept=values["versions_kept"],
+        read_stores=tuple(folder / store for store in values["read_stores"]),
         gateways=tuple(values["gateways"]),
         base_model=values["base_model"],
         data=values["data"],
@@ -181,6 +194,16 @@ def _check_node_values(path: Path, values: dict[str, Any]) -> None:
         ("training.learning_rate", 0.0 < values["learning_rate"] <= 10.0, "must lie between 0 and 10"),
         ("training.threads", 1 <= values["threads"] <= 256, "must lie between 1 and 256"),
         ("content.gateway_port", 0 <= values["gateway_port"] <= 65_535, "must lie between 0 and 65,535"),
+        (
+            "content.ipfs_url",
+            not values["ipfs_url"] or values["ipfs_url"].startswith(("http://", "https://")),
+            "must be the http(s) URL of a Kubo RPC, such as http://127.0.0.1:5001",
+        ),
+        (
+            "content.versions_kept",
+            values["versions_kept"] == 0 or 2 <= values["versions_kept"] <= 1_000_000,
+            "must be 0 (keep all) or lie between 2 and 1,000,000",
+        ),
         (
             "content.read_stores",
             all(isinstance(store, str) and store for store in values["read_stores"]),

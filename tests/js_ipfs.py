@@ -1,6 +1,6 @@
 """JavaScript programs of other people that tests talk to, and js-ipfs, the IPFS daemon among them.
 
-They are installed by `make interop-packages` into tests/content/js/*/node_modules; a test that needs one is
+They are installed by `make content-packages` into tests/content/js/*/node_modules; a test that needs one is
 skipped by name where it is missing. Not Kubo: js-ipfs 0.66.1 (archived, RPC version 0.18.1) is
 the one IPFS daemon with an RPC that npm still installs.
 """
@@ -30,7 +30,7 @@ def needs_package(folder: str, path: str) -> pytest.MarkDecorator:
     """Skips by name where tests/content/js/`folder` is not installed."""
     return pytest.mark.skipif(
         not (PACKAGES / folder / "node_modules" / path).exists(),
-        reason=f"tests/content/js/{folder} is not installed: run `make interop-packages`",
+        reason=f"tests/content/js/{folder} is not installed: run `make content-packages`",
     )
 
 

@@ -33,11 +33,18 @@ MAX = typer.Option(1 << 34, "--max-bytes", min=1, help="Refuse a content above t
 @contextmanager
 def _open(folder: Path, *, read_only: bool) -> Iterator[BlockStore]:
     from citrate_node.content.block_store import BlockStore
+    from citrate_node.content.opening import daemon_of
     from citrate_node.errors import ConfigError
 
     path = folder / "content" if (folder / "content").is_dir() or (folder / "node.toml").exists() else folder
     if read_only and not path.is_dir():
         raise ConfigError(f"there is no content store at {path}\n  give a node's data folder with --store")
+    daemon = daemon_of(path)
+    if daemon is not None:
+        raise ConfigError(
+            f"this node's contents are kept by the Kubo daemon at {daemon[0]}\n"
+            f"  `ipfs files ls /citrate/{daemon[1]}` lists them, `ipfs cat CID` reads one"
+        )
     store = BlockStore(path, read_only=read_only)
     try:
         yield store
@@ -87,13 +94,26 @@ def cat(
     cid: str = typer.Argument(..., help="The CID, bafkrei… or bafybei…"),
     store: Path = STORE,
     size_bytes_max: int = MAX,
+    json_lines: bool = typer.Option(False, "--json", help="The bytes in base64, one object for each block."),
 ) -> None:
     """Write a content to stdout. Every block is hashed before it is handed out."""
+    import base64
+
+    from citrate_node.cli.output import print_json
+
+    offset = 0
     with _open(store, read_only=True) as opened:
         content = opened.resolve(cid, size_bytes_max)
         reader = opened.reader(content)
         while (data := reader.next_bytes()) is not None:
-            sys.stdout.buffer.write(data)
+            if json_lines:
+                text = base64.b64encode(data).decode()
+                print_json({"type": "bytes", "cid": cid, "offset": offset, "base64": text})
+            else:
+                sys.stdout.buffer.write(data)
+            offset += len(data)
+    if json_lines:
+        print_json({"type": "end", "cid": cid, "size_bytes": content.size_bytes})
     sys.stdout.buffer.flush()
 
 
@@ -234,3 +254,78 @@ def verify(store: Path = STORE, json_lines: bool = JSON) -> None:
     )
     if report.damaged:
         raise ServiceError(f"{len(report.damaged)} contents are damaged\n  fetch them again from peers")
+
+
+GATEWAY = typer.Option("https://arweave.net", "--gateway", help="An Arweave gateway; it is never trusted.")
+
+
+@app.command()
+def archive(
+    cid: str = typer.Argument(..., help="An adapter's weights that the store holds."),
+    wallet: Path = typer.Option(
+        ..., "--wallet", exists=True, dir_okay=False, help="Arweave wallet (JSON Web Key)."
+    ),
+    store: Path = STORE,
+    gateway: str = GATEWAY,
+    size_bytes_max: int = typer.Option(1 << 30, "--max-bytes", min=1, help="Refuse weights above this size."),
+    json_lines: bool = JSON,
+) -> None:
+    """Put an adapter's weights on Arweave, where they stay for ever, paid from WALLET.
+
+    Prints the transaction id, a hint for `citrate content restore`; the name stays the CID. Only adapters are
+    taken, since deltas are meant to go. Tried against a local gateway only, never on the real network.
+    """
+    import asyncio
+
+    from citrate_node.content.arweave import Arweave, ArweaveWallet
+    from citrate_node.errors import ConfigError
+    from citrate_node.protocol.adapter import AdapterLimits, decode_adapter
+    from citrate_node.protocol.tensors import FormatError
+
+    key = ArweaveWallet.load(wallet)
+    with _open(store, read_only=True) as opened:
+        data = opened.get_by_cid(cid, size_bytes_max)
+    try:
+        decode_adapter(data, AdapterLimits(size_bytes_max, 100_000, 4096))
+    except FormatError as error:
+        raise ConfigError(
+            f"{cid} is no adapter: {error}\n  only adapters are archived; `get` writes any content to a file"
+        ) from None
+
+    async def send() -> str:
+        async with Arweave(gateway) as archive:
+            return await archive.archive(data, key)
+
+    transaction = asyncio.run(send())
+    _say(json_lines, transaction, type="archived", cid=cid, size_bytes=len(data), transaction_id=transaction)
+
+
+@app.command()
+def restore(
+    cid: str = typer.Argument(..., help="The CID that the bytes must have."),
+    transaction: str = typer.Option(
+        ..., "--transaction", help="Arweave transaction id: a hint where to look."
+    ),
+    store: Path = STORE,
+    gateway: str = GATEWAY,
+    size_bytes_max: int = typer.Option(
+        1 << 30, "--max-bytes", min=1, help="Refuse a content above this size."
+    ),
+    json_lines: bool = JSON,
+) -> None:
+    """Bring a content back from Arweave, store and pin it. Bytes of any other CID are refused."""
+    import asyncio
+
+    from citrate_node.content.arweave import Arweave
+    from citrate_node.content.tree import asked_cid
+
+    asked_cid(cid)
+
+    async def fetch() -> bytes:
+        async with Arweave(gateway) as archive:
+            return (await archive.restore(transaction, cid, size_bytes_max))[1]
+
+    data = asyncio.run(fetch())
+    with _open(store, read_only=False) as opened:
+        content = opened.put(data)
+    _say(json_lines, cid, type="restored", cid=content.cid, size_bytes=content.size_bytes)

@@ -33,6 +33,9 @@ def up(
     rpc_url: str = typer.Option(
         "", "--rpc-url", help="Another EVM with this devnet's genesis instead of anvil."
     ),
+    ipfs_url: str = typer.Option(
+        "", "--ipfs-url", help="RPC of a Kubo daemon (http://127.0.0.1:5001) that keeps all contents."
+    ),
     page_port: int | None = typer.Option(
         None,
         "--page-port",
@@ -67,6 +70,7 @@ def up(
                 "base_model": base_model,
                 "rpc_url": rpc_url,
                 "page_port": page_port,
+                "ipfs_url": ipfs_url,
             },
         )
     )

@@ -19,6 +19,7 @@ from ..errors import ConfigError, ServiceError
 from ..protocol.content_id import BLOCK_SIZE_BYTES_MAX, Bytes, ContentId, cid_text
 from .block_store import BlockStore
 from .interface import ContentRefused, missing
+from .opening import daemon_of, daemon_reader
 from .tree import Walk, asked_cid, content_of_root, foreign_tree
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class ContentSource(Protocol):
 
 class FolderSource:
     """A content store that somebody else writes to, or nobody. Opened for each question: it may be made,
-    or removed, while a node runs."""
+    or removed, while a node runs. Where a Kubo daemon keeps that node's contents, the daemon is asked."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -59,9 +60,17 @@ class FolderSource:
         return str(self._path)
 
     async def get(self, content: ContentId) -> bytes:
+        daemon = daemon_of(self._path)
+        if daemon is not None:
+            async with daemon_reader(daemon[0]) as store:
+                return await store.get(content)
         return await asyncio.to_thread(self._get, content)
 
     async def resolve(self, cid: str, size_bytes_max: int) -> ContentId:
+        daemon = daemon_of(self._path)
+        if daemon is not None:
+            async with daemon_reader(daemon[0]) as store:
+                return await store.resolve(cid, size_bytes_max)
         return await asyncio.to_thread(self._resolve, cid, size_bytes_max)
 
     def _open(self) -> BlockStore:

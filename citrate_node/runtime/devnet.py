@@ -23,7 +23,9 @@ from ..chain.devnet_chain import DevnetChain
 from ..chain.genesis import GenesisBaseModel, build_genesis, fund_equally
 from ..chain.rpc_proxy import RpcProxy
 from ..config import load_preset
-from ..content.store import BlockStore, EmbeddedStore
+from ..content.block_store import BlockStore
+from ..content.opening import open_store, owner_of
+from ..content.sources import FolderSource
 from ..errors import ServiceError
 from ..protocol.adapter import AdapterConfig, AdapterLimits, AdapterWeights, decode_adapter, from_tensors
 from ..protocol.certificate import ACCURACY_UNKNOWN_PPM, account_of
@@ -191,8 +193,12 @@ class Devnet:
             return
         self.show({"type": "starting", "what": "adapter"})
         data = self.first_weights().encode()
-        async with EmbeddedStore(self.folder.node_folder(1) / "content") as store:
+        owner = owner_of(self.folder.identity(1).node_key)
+        store = open_store(self.folder.node_folder(1) / "content", self.choices.ipfs_url, owner)
+        try:
             content = await store.put(data)
+        finally:
+            await store.close()
         founder = self.folder.founder_key()
         receipt = await factory.create_adapter(
             founder,
@@ -452,13 +458,14 @@ class Devnet:
         limits = AdapterLimits(preset.weights_size_bytes_max, preset.tensors_max, preset.rank_max)
         for number in range(1, self.choices.nodes + 1):
             with contextlib.suppress(ServiceError):
-                store = BlockStore(self.folder.node_folder(number) / "content", read_only=True)
-                try:
-                    for entry in store.entries():
-                        if entry.content.digest == digest:
-                            return decode_adapter(store.get(entry.content), limits)
-                finally:
-                    store.close()
+                folder = self.folder.node_folder(number) / "content"
+                store = BlockStore(folder, read_only=True)  # the records; the bytes may lie in a daemon
+                entries = store.entries()
+                store.close()
+                for entry in entries:
+                    if entry.content.digest == digest:
+                        data = asyncio.run(FolderSource(folder).get(entry.content))
+                        return decode_adapter(data, limits)
         raise ServiceError(f"no node holds the weights {digest.hex()}")
 
     def train_settings(self) -> TrainSettings:

@@ -37,11 +37,13 @@ def prepare(
     base_model: str,
     rpc_url: str,
     page_port: int | None = None,
+    ipfs_url: str = "",
 ) -> tuple[DevnetFolder, DevnetChoices]:
     """The folder of a new devnet with its keys, or an existing one with a target to reach.
 
     checkpoints: more checkpoints to reach, 0 for no end. An unfinished target of an earlier run stays.
     page_port: of the dashboard and wallet page, 0 for none; None: as before, at first a free one.
+    ipfs_url: a Kubo daemon that keeps all contents; a devnet that began without one goes on without.
     """
     load_preset(preset)
     devnet = DevnetFolder(folder.resolve())
@@ -61,6 +63,7 @@ def prepare(
                 chain_id=DEFAULT_CHAIN_ID,
                 now=int(time.time()),
                 page_port=page_port,
+                ipfs_url=ipfs_url,
             )
         )
         return devnet, devnet.load()
@@ -69,6 +72,11 @@ def prepare(
         raise ConfigError(
             f"the devnet in {folder} has {choices.nodes} nodes; their number is fixed in its genesis\n"
             "  give another --dir for another number"
+        )
+    if ipfs_url and not choices.ipfs_url and choices.adapter_id:
+        raise ConfigError(
+            f"the nodes of the devnet in {folder} keep their contents in stores of their own\n"
+            "  leave --ipfs-url out, or give another --dir for a devnet on a daemon"
         )
     done = max((row.number for row in Recording(devnet.folder / "recording").chain_rows()), default=0)
     target = 0 if checkpoints == 0 else choices.target_checkpoint
@@ -79,6 +87,7 @@ def prepare(
         rpc_url=rpc_url or choices.rpc_url,
         page_port=choices.page_port if page_port is None else page_port,
         chain_port=choices.chain_port,
+        ipfs_url=ipfs_url or choices.ipfs_url,
     )
 
 

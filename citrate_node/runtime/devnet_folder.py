@@ -64,6 +64,8 @@ class DevnetChoices:
     target_checkpoint: int
     adapter_id: str
     """Empty until createAdapter is mined."""
+    ipfs_url: str = ""
+    """RPC of the Kubo daemon that keeps all nodes' contents; empty: each node's embedded store."""
 
 
 class DevnetFolder:
@@ -83,6 +85,7 @@ class DevnetFolder:
             if isinstance(raw, dict) and not raw.keys() & {"chain_port", "page_port"}:
                 # a folder from before there was a gate and a page: kept with the next update
                 raw["chain_port"], raw["page_port"] = free_ports(2)
+            raw.setdefault("ipfs_url", "")  # a folder from before nodes could keep contents in a daemon
             if set(raw) != {field.name for field in fields(DevnetChoices)}:
                 raise ValueError("other fields than this version's")
             return DevnetChoices(**{**raw, "node_ports": tuple(raw["node_ports"])})
@@ -182,7 +185,7 @@ class DevnetFolder:
                 "peers": [self.address(choices, other) for other in numbers if other != number],
             },
             # where wallet users of this devnet put weights that are too large for a transaction
-            "content": {"read_stores": ["../content"]},
+            "content": {"read_stores": ["../content"], "ipfs_url": choices.ipfs_url},
             "training": {
                 "base_model": choices.base_model,
                 "data": self.data_source(choices, number),
@@ -209,6 +212,7 @@ def new_choices(
     chain_id: int,
     now: int,
     page_port: int | None = None,
+    ipfs_url: str = "",
 ) -> DevnetChoices:
     """Choices of a new devnet: free ports, and a genesis record that no other network has.
 
@@ -239,6 +243,7 @@ def new_choices(
         genesis_timestamp=now,
         target_checkpoint=checkpoints,
         adapter_id="",
+        ipfs_url=ipfs_url,
     )
 
 

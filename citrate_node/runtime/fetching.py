@@ -14,7 +14,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..content.interface import ContentStore
+from ..content.interface import ContentMissing, ContentStore
 from ..content.sources import ContentSource, FolderSource, from_sources
 from ..errors import ServiceError
 from ..network.libp2p_network import Libp2pNetwork
@@ -96,8 +96,9 @@ class Fetcher:
         return None
 
     async def _fetch(self, content: ContentId, first: str | None) -> tuple[bytes | None, str | None]:
-        if await self._store.has(content):
-            return await self._store.get(content), None
+        with contextlib.suppress(ContentMissing):  # damaged or gone since: a peer may have it whole
+            if await self._store.has(content):
+                return await self._store.get(content), None
         async with self._slots:
             for peer in self.some_peers(PEERS_ASKED_MAX, first):
                 data = await self._from_peer(content, peer)

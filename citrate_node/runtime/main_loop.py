@@ -102,8 +102,12 @@ class MainLoop:
         recording: Recording | None,
         report: Report,
         first_block: int,
+        versions_kept: int = 0,
     ) -> None:
-        """first_block: from where on the contract's events are this node's business."""
+        """first_block: from where on the contract's events are this node's business.
+
+        versions_kept: checkpoints for which a final state and its weights are kept; 0: for ever.
+        """
         self.node = node
         self._account_key = account_key
         self._database = database
@@ -116,6 +120,7 @@ class MainLoop:
         self._train_settings = train_settings
         self._fetcher = fetcher
         self._recording = recording
+        self._versions_kept = versions_kept
         self._report = report
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue(EVENTS_MAX)
         self._chain_events = ChainEvents(
@@ -280,8 +285,9 @@ class MainLoop:
 
     async def _finalize(self, action: act.Finalize) -> None:
         """Files first, then the database row that points to them, then pruning."""
-        state_file = await self._store.put(action.state_file)
-        weights = await self._store.put(action.weights)
+        until = action.number + self._versions_kept if self._versions_kept else None
+        state_file = await self._store.put(action.state_file, ephemeral_checkpoint=until)
+        weights = await self._store.put(action.weights, ephemeral_checkpoint=until)
         await self._store.put(action.record)
         for request in action.compositions:
             await self._store.put(request.result.weights.encode())

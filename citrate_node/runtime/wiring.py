@@ -8,6 +8,7 @@ checkpoint from peers.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -15,8 +16,9 @@ from pathlib import Path
 
 from ..chain.adapter_factory import AdapterFactory
 from ..config import NodeConfig, load_preset
+from ..content.interface import ContentMissing, ContentStore
+from ..content.opening import open_store, owner_of
 from ..content.sources import ContentSource, FolderSource, GatewaySource
-from ..content.store import EmbeddedStore
 from ..errors import ConfigError, ServiceError
 from ..network.libp2p_network import Libp2pNetwork
 from ..network.settings import BlobStatus, NetworkConfig
@@ -48,6 +50,8 @@ from .main_loop import MainLoop, OpenedMessages, Report
 
 WAIT_FOR_PEERS_SECONDS = 60.0
 WAIT_FOR_OPENING_SECONDS = 0.25
+OPEN_SECONDS_MAX = 30.0
+"""For a peer that wants a blob: how long this node looks for it in its store."""
 
 
 async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> None:
@@ -58,7 +62,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         stack.enter_context(FolderLock(config.folder, "a node"))
         database = NodeDatabase(config.folder / "node.db")
         stack.callback(database.close)
-        store = EmbeddedStore(config.folder / "content")
+        store = open_store(config.folder / "content", config.ipfs_url, owner_of(identity.node_key))
         stack.push_async_callback(store.close)
         chain = await AdapterFactory.connect(config.rpc_url, config.contract)
         stack.push_async_callback(chain.close)
@@ -66,7 +70,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         database.bind("network", place.network_id)
         database.bind("node key", identity.node_key)
         opened = OpenedMessages(place.network_id)
-        door = _Door(store)
+        door = _Door(store, asyncio.get_running_loop())
         network = Libp2pNetwork(
             _network_config(config, preset, identity),
             validate=opened.validate,
@@ -109,17 +113,18 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             recording=Recording(config.recording) if config.recording else None,
             report=report,
             first_block=place.created_block,
+            versions_kept=config.versions_kept,
         )
         door.open(loop)
         await _start_gateway(
             config, store, lambda digest: loop.is_restored and digest not in loop.withheld, stack, report
         )
-        await loop.run(stop, _stored_events(database, store, place.network_id))
+        await loop.run(stop, await _stored_events(database, store, place.network_id))
 
 
 async def _start_gateway(
     config: NodeConfig,
-    store: EmbeddedStore,
+    store: ContentStore,
     may_serve: Callable[[bytes], bool],
     stack: AsyncExitStack,
     report: Report,
@@ -138,23 +143,28 @@ async def _start_gateway(
 class _Door:
     """What peers may ask for, before the loop runs and after."""
 
-    def __init__(self, store: EmbeddedStore) -> None:
+    def __init__(self, store: ContentStore, running: asyncio.AbstractEventLoop) -> None:
         self._store = store
+        self._running = running
         self._loop: MainLoop | None = None
 
     def open(self, loop: MainLoop) -> None:
         self._loop = loop
 
     def find_blob(self, digest: bytes, size_bytes: int) -> Path | bytes | BlobStatus | None:
-        """Runs in the network's worker threads."""
+        """Runs in the network's worker threads; the store is asked on the loop it belongs to."""
         content = ContentId(digest, size_bytes)
-        blocking = self._store.blocking
         restored = self._loop is not None and self._loop.is_restored
-        if not restored and blocking.ephemeral_checkpoint_of(content) is not None:
+        if not restored and self._store.ephemeral_checkpoint_of(content) is not None:
             return BlobStatus.BUSY  # a delta: whether it may be served, only the restored loop knows
         if self._loop is not None and digest in self._loop.withheld:
             return BlobStatus.WITHHELD
-        return blocking.open_path(content) if blocking.has(content) else None
+        opening = asyncio.run_coroutine_threadsafe(self._store.open_path(content), self._running)
+        try:
+            return opening.result(OPEN_SECONDS_MAX)
+        except (TimeoutError, concurrent.futures.CancelledError, ServiceError):
+            opening.cancel()
+            return BlobStatus.BUSY  # a slow disk, or a daemon that is away: not the peer's fault, nor final
 
     async def answer(self, peer: str, payload: bytes) -> bytes:
         if self._loop is None:
@@ -294,7 +304,7 @@ async def _find_state(
     place: _Place,
     chain: AdapterFactory,
     database: NodeDatabase,
-    store: EmbeddedStore,
+    store: ContentStore,
     fetcher: Fetcher,
 ) -> tuple[NetworkState, int | None]:
     """The newest state this node can stand on, and the block that opened the checkpoint after it.
@@ -347,7 +357,7 @@ def _genesis(preset: Preset, place: _Place, data: bytes) -> NetworkState:
 
 
 async def _own_state(
-    preset: Preset, place: _Place, store: EmbeddedStore, final: FinalCheckpoint
+    preset: Preset, place: _Place, store: ContentStore, final: FinalCheckpoint
 ) -> NetworkState:
     try:
         return restore_state(
@@ -368,7 +378,7 @@ async def _own_state(
 async def _adopt(
     preset: Preset,
     place: _Place,
-    store: EmbeddedStore,
+    store: ContentStore,
     database: NodeDatabase,
     fetched: ev.StateFetched,
     block_number: int,
@@ -393,7 +403,7 @@ async def _adopt(
     return state, block_number
 
 
-def _stored_events(database: NodeDatabase, store: EmbeddedStore, identity: bytes) -> list[ev.Event]:
+async def _stored_events(database: NodeDatabase, store: ContentStore, identity: bytes) -> list[ev.Event]:
     """What an earlier run had received of the open checkpoint."""
     events: list[ev.Event] = []
     deltas: list[ev.Event] = []
@@ -406,6 +416,7 @@ def _stored_events(database: NodeDatabase, store: EmbeddedStore, identity: bytes
         body = message.body
         if isinstance(body, MentorshipSignal):
             content = ContentId(body.delta_hash, body.delta_size_bytes)
-            if store.blocking.has(content):
-                deltas.append(ev.DeltaFetched(content.digest, store.blocking.get(content)))
+            with contextlib.suppress(ContentMissing):  # damaged: it is fetched again
+                if await store.has(content):
+                    deltas.append(ev.DeltaFetched(content.digest, await store.get(content)))
     return [*events, *deltas]
