@@ -54,9 +54,8 @@ content-packages:
 	for name in $(CONTENT_PACKAGES); do (cd tests/content/js/$$name && npm install --silent --no-audit --no-fund \
 	  --no-package-lock) || exit 1; done
 
-# The content store against js-ipfs, arlocal, Helia and the JavaScript importer, and through ipfshttpclient.
+# The content store against js-ipfs, arlocal, Helia and the JavaScript importer.
 content-interop: setup content-packages
-	PYTHON="$(PYTHON)" sh tools/ipfshttpclient.sh
 	$(BIN)/pytest -m slow tests/content tests/runtime/test_devnet_on_ipfs.py tests/cli/test_cli_content.py
 
 setup: $(VENV)/.installed $(NODE_MODULES)

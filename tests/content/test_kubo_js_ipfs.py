@@ -13,6 +13,7 @@ from js_ipfs import needs_package, running_js_ipfs
 from store_samples import LEAF, stream
 
 from citrate_node.content.interface import ContentMissing, ContentRefused
+from citrate_node.content.ipfs_http_client import IpfsHttpClient
 from citrate_node.content.kubo import KuboStore
 from citrate_node.content.kubo_rpc import KuboRefused, KuboRpc, Parts
 from citrate_node.protocol.content_id import content_id
@@ -30,6 +31,18 @@ def rpc_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 async def kubo(rpc_url: str, tmp_path: Path) -> AsyncIterator[KuboStore]:
     async with KuboStore(rpc_url, tmp_path / "content", repo_gc=True, block_timeout_ms=3_000) as store:
         yield store
+
+
+async def test_a_real_daemon_is_used_through_the_library_ipfshttpclient_too(
+    rpc_url: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("ipfshttpclient", reason="ipfshttpclient is not installed (extra of that name)")
+    async with KuboStore(IpfsHttpClient(rpc_url), tmp_path / "content", owner="library") as kubo:
+        data = stream(LEAF, "many") * 180
+        content = await kubo.put(data, ephemeral_checkpoint=1)
+        assert (content, await kubo.get(content)) == (content_id(data), data)
+        assert (await kubo.collect(1)).contents_removed == (content,)
+        assert not await kubo.has(content)
 
 
 class WithoutImport(KuboRpc):

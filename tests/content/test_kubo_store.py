@@ -1,5 +1,6 @@
 """KuboStore against a daemon that lies, fails or lacks commands (a stand-in; see fake_kubo)."""
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from citrate_node.content.interface import (
     Entry,
     StoreBusy,
 )
+from citrate_node.content.ipfs_http_client import IpfsHttpClient, _multiaddr
 from citrate_node.content.kubo import KuboStore
 from citrate_node.content.kubo_rpc import KuboRefused, KuboRpc
 from citrate_node.errors import ConfigError, ServiceError
@@ -260,3 +262,25 @@ async def test_content_that_holds_a_boundary_arrives_unchanged(
     data = f"\r\n--{used[0]}--\r\n".encode() * 3
     content = await kubo.put(data)
     assert await kubo.get(content) == data
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://127.0.0.1:5001", "/ip4/127.0.0.1/tcp/5001/http"),
+        ("http://[::1]:5001/", "/ip6/::1/tcp/5001/http"),
+        ("https://ipfs.example", "/dns/ipfs.example/tcp/443/https"),
+    ],
+)
+def test_the_library_is_given_the_url_as_a_multiaddr(url: str, address: str) -> None:
+    assert _multiaddr(url) == address
+
+
+def test_the_library_that_is_not_installed_and_an_address_that_is_no_url_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ConfigError, match="is no http"):
+        _multiaddr("/ip4/127.0.0.1/tcp/5001")
+    monkeypatch.setitem(sys.modules, "ipfshttpclient", None)
+    with pytest.raises(ConfigError, match="the library ipfshttpclient is not installed"):
+        IpfsHttpClient("http://127.0.0.1:5001")

@@ -1,4 +1,7 @@
-"""What the interface promises, asked of both stores: the embedded one, and Kubo (over a stand-in)."""
+"""What the interface promises, asked of both stores: the embedded one, and Kubo (over a stand-in).
+
+Kubo twice: through our own client, and through the library ipfshttpclient where it is installed.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,13 +12,15 @@ from fake_kubo import running_fake_kubo
 from store_samples import LEAF, stream
 
 from citrate_node.content.interface import ContentMissing, ContentRefused, ContentStore, Entry
+from citrate_node.content.ipfs_http_client import IpfsHttpClient
 from citrate_node.content.kubo import KuboStore
+from citrate_node.content.kubo_rpc import Daemon, KuboRpc
 from citrate_node.content.store import EmbeddedStore
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.protocol.content_id import content_id
 
 
-@pytest.fixture(params=["embedded", "kubo stand-in"])
+@pytest.fixture(params=["embedded", "kubo stand-in", "kubo stand-in by ipfshttpclient"])
 async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[ContentStore]:
     if request.param == "embedded":
         async with EmbeddedStore(tmp_path / "content", disk_reserve_bytes=0) as embedded:
@@ -23,9 +28,16 @@ async def either(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
     else:
         async with (
             running_fake_kubo(tmp_path / "daemon") as fake,
-            KuboStore(fake.url, tmp_path / "content", repo_gc=True) as kubo,
+            KuboStore(_daemon(request.param, fake.url), tmp_path / "content", repo_gc=True) as kubo,
         ):
             yield kubo
+
+
+def _daemon(kind: str, url: str) -> Daemon:
+    if kind == "kubo stand-in":
+        return KuboRpc(url)
+    pytest.importorskip("ipfshttpclient", reason="ipfshttpclient is not installed (extra of that name)")
+    return IpfsHttpClient(url)
 
 
 @pytest.mark.parametrize("size", [0, 1, LEAF, LEAF + 1, 3 * LEAF + 7])
