@@ -165,7 +165,6 @@ def load_node_config(path: Path) -> NodeConfig:
         read_stores=tuple((folder / store).resolve() for store in values["read_stores"]),
         ipfs_url=values["ipfs_url"],
         versions_kept=values["versions_kept"],
-        read_stores=tuple(folder / store for store in values["read_stores"]),
         gateways=tuple(values["gateways"]),
         base_model=values["base_model"],
         data=values["data"],
