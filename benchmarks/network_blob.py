@@ -224,6 +224,7 @@ def main() -> None:
         kind, address, mebibytes, repeat = options.fetch
         print(json.dumps(asyncio.run(fetch(kind, address, int(mebibytes), int(repeat)))))
         return
+    load_before = os.getloadavg()[0]  # figures taken on a busy machine say so
     rows = []
     with tempfile.TemporaryDirectory() as name:
         for mebibytes in options.mebibytes:
@@ -238,7 +239,12 @@ def main() -> None:
             rows.append(compared(claim, ours, "MB/s", "one TCP socket", speeds["tcp"], least / 50))
     print(table(rows))
     if options.json is not None:
-        result = {"machine": platform.machine(), "rows": as_json(rows)}
+        result = {
+            "machine": platform.machine(),
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
+            "rows": as_json(rows),
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

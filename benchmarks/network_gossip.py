@@ -10,6 +10,7 @@ gossip) and gossipsub 1.2 and 1.1 offered, as its examples do; no facade, valida
 import argparse
 import asyncio
 import json
+import os
 import platform
 import statistics
 import sys
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=16.0, help="messages a second, of all nodes together")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()
+    load_before = os.getloadavg()[0]  # figures taken on a busy machine say so
     results = {}
     for kind in ("ours", "bare"):
         results[kind] = asyncio.run(
@@ -81,7 +83,13 @@ def main() -> None:
     )
     print(table([row]))
     if options.json is not None:
-        result = {"machine": platform.machine(), "figures": results, "rows": as_json([row])}
+        result = {
+            "machine": platform.machine(),
+            "load_before": load_before,
+            "load_after": os.getloadavg()[0],
+            "figures": results,
+            "rows": as_json([row]),
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
