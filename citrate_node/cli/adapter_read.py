@@ -86,7 +86,12 @@ def show(
 
 @app.command(name="list")
 def list_adapters(
-    base_model: str = typer.Option("", "--base-model", help="Only those of this base: id or `embedded`."),
+    base_model: str = typer.Option(
+        "",
+        "--base-model",
+        "--base",
+        help="Only those that fit this base version: id, `embedded` or a folder.",
+    ),
     offset: int = OFFSET,
     limit: int = LIMIT,
     folder: Path = DIR,
@@ -111,7 +116,10 @@ def list_adapters(
             print_json(adapter_facts(row))
         else:
             versions = f"{row.version_count} versions" if row.version_count else "pending"
-            typer.echo(f"0x{row.id.hex()}  {row.name or '(composition)'}  rank {row.rank}  {versions}")
+            base = f"base {row.base_model_id.hex()[:12]}…"
+            typer.echo(
+                f"0x{row.id.hex()}  {row.name or '(composition)'}  rank {row.rank}  {versions}  {base}"
+            )
     if json_lines:
         print_json({"type": "page", "offset": offset, "count": len(rows), "next_offset": following})
     elif following is not None:

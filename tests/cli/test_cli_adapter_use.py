@@ -1,0 +1,125 @@
+"""What a user does with an adapter on chain: lists what fits, merges, screens, serves, hands it to vLLM."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors import safe_open
+from wallet_chain import adapter
+from wallet_user import Pair, User
+
+from citrate_node.cli import adapter as adapter_commands
+from citrate_node.runtime.adapters_files import BaseModelMismatch
+from citrate_node.training.provenance import read_provenance
+
+
+def use(user: User, *args: object) -> Any:
+    return user.run(adapter_commands.app, *args, "--dir", user.chain.devnet.folder)
+
+
+def test_a_list_of_a_base_names_the_adapters_that_fit_it(user: User, pair: Pair) -> None:
+    fitting = user.ok("list", "--base", "embedded")[:-1]
+    assert {row["adapter_id"] for row in pair} <= {row["adapter_id"] for row in fitting}
+    assert user.ok("list", "--base", "cd" * 32)[:-1] == []
+    shown = use(user, "list", "--base", "embedded").stdout
+    assert f"base {adapter(1).config.base_model_id.hex()[:12]}…" in shown
+
+
+def test_an_adapter_on_chain_is_merged_with_its_provenance(user: User, pair: Pair, tmp_path: Path) -> None:
+    small, _ = pair
+    merged = use(user, "merge", small["adapter_id"], "--out", tmp_path / "merged", "--json")
+    assert merged.exception is None, repr(merged.exception)
+    facts = json.loads(merged.stdout)
+    assert facts["adapter_weights_sha256"] == small["weights_hash"]
+    carried = read_provenance(tmp_path / "merged")
+    assert carried is not None
+    assert carried.chain is not None
+    assert (carried.chain.adapter_id, carried.chain.version) == (small["adapter_id"], 1)
+    wrong = use(user, "merge", small["adapter_id"], "--base", tmp_path / "merged", "--out", tmp_path / "x")
+    assert isinstance(wrong.exception, BaseModelMismatch)
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_adapter_on_chain_is_screened_against_the_others(user: User, pair: Pair) -> None:
+    small, _ = pair
+    result = use(user, "screen", small["adapter_id"], "--json")
+    facts = json.loads(result.stdout)
+    assert (result.exit_code, facts["findings"], facts["known"]) == (0, [], 1)
+
+
+def test_the_server_starts_answers_and_ends_on_sigterm(user: User, pair: Pair, tmp_path: Path) -> None:
+    small, _ = pair
+    command = [sys.executable, "-m", "citrate_node.cli.main", "adapter", "serve"]
+    options = [
+        "--dir",
+        str(user.chain.devnet.folder),
+        "--port",
+        "0",
+        "--record",
+        str(tmp_path / "record.jsonl"),
+    ]
+    process = subprocess.Popen(
+        [*command, *options, "--load", small["adapter_id"], "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        facts = json.loads(process.stdout.readline())
+        assert facts["loaded"] == [f"{small['adapter_id']}@1"]
+        body = {"model": small["adapter_id"], "prompt": "import ", "max_tokens": 4}
+        answer = httpx.post(f"{facts['url']}/completions", json=body, timeout=30).json()
+        assert answer["citrate"]["weights_hash"] == small["weights_hash"]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_new_key_is_printed_once_and_only_its_hash_goes_into_the_config(user: User) -> None:
+    facts = json.loads(use(user, "serve", "--new-key", "alice", "--json").stdout)
+    assert re.fullmatch(r"citrate-[\w-]{43}", facts["key"])
+    assert facts["key"] not in facts["config"]
+    assert 'name = "alice"' in facts["config"]
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_pulled_folder_keeps_the_rules_of_vllms_loader(
+    user: User, pair: Pair, tmp_path: Path, which: int
+) -> None:
+    """The rules are those of vLLM's source: PEFTHelper in vllm/lora/peft_helper.py (required keys; bias
+    "none"; no modules_to_save, no DoRA; rank at most max_lora_rank, which may be set to 64) and
+    LoRAModel.from_local_checkpoint in vllm/lora/lora_model.py (file name; every tensor is
+    base_model.model.<module>.lora_A|lora_B.weight; the module's last name is one that the model supports, for
+    Llama its seven linear layers). vLLM itself is not run here."""
+    folder = tmp_path / "pulled"
+    user.one("pull", pair[which]["adapter_id"], "--out", folder)
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert {"r", "lora_alpha", "target_modules"} <= config.keys()
+    assert (config["bias"], config["modules_to_save"], config["use_dora"]) == ("none", None, False)
+    assert isinstance(config["r"], int)
+    assert 1 <= config["r"] <= 64
+    llama = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) <= llama
+    found: dict[str, dict[str, list[int]]] = {}
+    with safe_open(folder / "adapter_model.safetensors", framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - not a dictionary
+            match = re.fullmatch(r"base_model\.model\.(.+)\.(lora_A|lora_B)\.weight", name)
+            assert match is not None, name
+            assert match[1].rsplit(".", 1)[-1] in llama
+            found.setdefault(match[1], {})[match[2]] = file.get_slice(name).get_shape()
+    assert found
+    for module, shapes in found.items():
+        assert (shapes["lora_A"][0], shapes["lora_B"][1]) == (config["r"], config["r"]), module
+    assert not [path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt")]
