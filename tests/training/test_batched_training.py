@@ -167,3 +167,18 @@ def test_what_cannot_be_trained_is_refused_and_named(
         batched.lora.rows(np.array([5_000]))
     with pytest.raises(ConfigError, match="dropout"):
         BatchedTrainer(base, LoraSettings(dropout=0.1))
+
+
+def test_modules_of_one_adapter_may_differ_in_rank_and_one_without_its_partner_is_named(
+    base: BaseModel, batched: BatchedTrainer, trained_weights: Tensors, node_data: NodeData
+) -> None:
+    """A zero update of rank 1 on a module is what an adapter without that module has."""
+    name_b = next(name for name in sorted(trained_weights) if ".lora_B." in name)
+    name_a = name_b.replace(".lora_B.", ".lora_A.")
+    zero = {**trained_weights, name_b: np.zeros_like(trained_weights[name_b])}
+    narrow = {**zero, name_a: zero[name_a][:1], name_b: zero[name_b][:, :1]}
+    rows = node_data.held_out[:4]
+    ours, theirs = batched.losses([(narrow, rows), (zero, rows)])
+    assert ours == theirs
+    with pytest.raises(ValueError, match="a module of rank 1 wants"):
+        batched.losses([({**narrow, name_b: zero[name_b]}, rows)])
