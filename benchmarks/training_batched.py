@@ -1,6 +1,6 @@
 """Many nodes' LoRA in one pass of the base against one node after the other. CPU time of one thread.
 
-    python benchmarks/training_batched.py [--nodes 128] [--device cpu] [--json FILE]
+    python benchmarks/training_batched.py [--nodes 128] [--device cpu] [--shape SEQUENCES,BYTES] [--json FILE]
 
 Ours: training/batched.py. Peer: training/lora.py (PEFT), which trains one node at a time. Limit: the base's
 own matrix products for the same tokens, forward and back to the inputs, without anything else. Ratios are
@@ -14,7 +14,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ def products_limit(base: BaseModel, tokens: int) -> Callable[[], None]:
     return work
 
 
-def compare(nodes: int, device: str) -> list[dict[str, Any]]:
+def compare(nodes: int, device: str, shapes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
     base, lora = BaseModel.load(), LoraSettings()
     first = initial_weights(base.tensor_shapes(lora), b"benchmark")
     data = [
@@ -74,7 +74,7 @@ def compare(nodes: int, device: str) -> list[dict[str, Any]]:
     jobs = [TrainJob(first, each.train, i) for i, each in enumerate(data)]
     one, many = LoraTrainer(base, lora), BatchedTrainer(base, lora, device=device)
     rows = []
-    for sequences, width in SHAPES:
+    for sequences, width in shapes:
         settings = TrainSettings(steps=STEPS, batch_sequences=sequences, sequence_bytes=width)
         count = nodes if sequences * width <= 256 else max(8, nodes // 8)
 
@@ -139,11 +139,20 @@ def main() -> None:
     )
     parser.add_argument("--nodes", type=int, default=128)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", help="SEQUENCES,BYTES: this batch alone, and no memory")
     parser.add_argument("--json", type=Path)
     choices = parser.parse_args()
+    if choices.shape is not None:
+        sequences, width = (int(part) for part in choices.shape.split(","))
+        compare(choices.nodes, choices.device, [(sequences, width)])
+        return
     grown = memory(4 * choices.nodes)  # first, while the peak is its own
     print(json.dumps(grown), flush=True)
-    result = {"device": choices.device, "speed": compare(choices.nodes, choices.device), "memory": grown}
+    result = {
+        "device": choices.device,
+        "speed": compare(choices.nodes, choices.device, SHAPES),
+        "memory": grown,
+    }
     if choices.json is not None:
         choices.json.write_text(json.dumps(result, indent=1) + "\n")
 

@@ -100,7 +100,7 @@ def table(book: Book) -> str:
             continue
         sent = sum(row["signal_bytes"] for row in found) / len(found)
         feedback = f"keeps {setting.feedback_keep:g}" if setting.feedback else "none"
-        name = [setting.codec, feedback]
+        name = [setting.codec, feedback, str(len(found))]
         packed = [row["rice_bytes"] for row in found if "rice_bytes" in row]
         rice = f"1/{whole[0]['signal_bytes'] * len(packed) / sum(packed):.1f}" if packed else ""
         part = f"1/{whole[0]['signal_bytes'] / sent:.1f}"
@@ -116,10 +116,19 @@ def table(book: Book) -> str:
         f"freeze_a at {RATE:g}, alpha 0.3, rank 8, seeds {SEEDS[0]} to {SEEDS[-1]}; "
         "nats per byte, mean and 95 % interval\n\n"
         + markdown(
-            ["codec", "error feedback", "bytes per signal", "of float32", "with Rice codes", *FIGURES], rows
+            [
+                "codec",
+                "error feedback",
+                "seeds",
+                "bytes per signal",
+                "of float32",
+                "with Rice codes",
+                *FIGURES,
+            ],
+            rows,
         )
         + "\n\nLoss against float32 deltas in per cent, paired by seed (above zero is worse)\n\n"
-        + markdown(["codec", "error feedback", *FIGURES], differences)
+        + markdown(["codec", "error feedback", "seeds", *FIGURES], differences)
         + "\n"
     )
 

@@ -289,7 +289,7 @@ def interval(values: Iterable[float]) -> tuple[float, float]:
 
 def cell(values: Iterable[float], digits: int = 3) -> str:
     mean, half = interval(values)
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
+    return f"{mean:.{digits}f}" + ("" if math.isnan(half) else f" ± {half:.{digits}f}")
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
