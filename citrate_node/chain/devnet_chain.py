@@ -3,8 +3,9 @@
 The folder holds genesis.json, a lock, a log and a few generations of state. A kill of anvil, of this process
 or of the machine costs at most the blocks since the last snapshot; nodes send again what was in them. A
 snapshot comes every 5 s or, so that a large chain is not saving all the time, after 20 times what the last
-one took: with ten thousand adapters (2.5 s each) that is 50 s. Where anvil cannot be had, the chain in Python
-(pyevm_rpc.py) takes its place; it writes each block before it shows it. Called by runtime/devnet.py.
+one took: with ten thousand adapters (1.4 to 2.5 s each) that is up to 50 s. Where anvil cannot be had, the
+chain in Python (pyevm_rpc.py) takes its place; it writes each block before it shows it. Called by
+runtime/devnet.py.
 """
 
 from __future__ import annotations

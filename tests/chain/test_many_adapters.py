@@ -63,7 +63,7 @@ async def test_a_page_reads_what_it_shows_and_a_filter_looks_at_a_bounded_number
     need_anvil: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(desks, "SCAN_ROWS_MAX", 60)
-    async with chain_with_desk(tmp_path) as (chain, desk):
+    async with chain_with_desk(tmp_path, 0.2) as (chain, desk):
         await fill(desk, chain.rpc_url, 100)
         await check_pages(desk, 100, monkeypatch)
 
