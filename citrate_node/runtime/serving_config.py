@@ -170,7 +170,7 @@ def load_serve_config(path: Path | None) -> ServeConfig:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the whole"
         text = f"{path}: {place}: {first['msg'].lower()}"
-        raise ConfigError(f"{text}\n  `citrate adapter serve --help` names the keys") from None
+        raise ConfigError(f"{text}\n  docs/serving.md names the keys and their defaults") from None
     return config
 
 

@@ -283,6 +283,28 @@ async def test_the_longest_unused_adapter_makes_room(world: World, tmp_path: Pat
         assert [each.key for each in adapters.loaded] == [f"{one}@1", f"{two}@2"]
 
 
+async def test_a_caller_who_goes_away_frees_the_place(world: World, tmp_path: Path) -> None:
+    async with serving(world, tmp_path, ServeLimits(requests_max=1)) as (client, _):
+        body = {"model": "embedded", "prompt": "x", "max_tokens": 256, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            await anext(response.aiter_lines())
+        for _ in range(500):
+            if (await client.get("/health")).json()["running"] == 0:
+                break
+            await asyncio.sleep(0.01)
+        await complete(client, "embedded")
+    records = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert [record["finish_reason"] for record in records] == ["cancelled", "length"]
+    assert records[0]["completion_tokens"] < 256
+
+
+def test_the_documented_configuration_is_the_default_one(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
+    (tmp_path / "serve.toml").write_text(text.split("```toml")[1].split("```")[0])
+    found = load_serve_config(tmp_path / "serve.toml")
+    assert found == ServeConfig(access=ServeAccess(keys=(CallerKey("alice", "00" * 32),)))
+
+
 @pytest.mark.parametrize(
     ("body", "param"),
     [

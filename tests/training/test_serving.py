@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -158,6 +160,42 @@ def test_who_waits_no_longer_is_given_up(generator: BatchedGenerator) -> None:
     while generator.busy:
         generator.step()
     assert (ends, len(gone.tokens), len(stays.tokens)) == (["cancelled", "length"], 1, 5)
+
+
+def test_a_base_with_learnt_positions_is_served_as_well(tmp_path: Path) -> None:
+    """GPT-2: absolute positions show a row that was filled up on the wrong side."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(3)
+    config = GPT2Config(vocab_size=256, n_positions=64, n_embd=32, n_layer=2, n_head=2, initializer_range=0.3)
+    config.bos_token_id = config.eos_token_id = None
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    base = BaseModel.load(str(tmp_path))
+    generator = BatchedGenerator(base)
+    assert generator.length_max == 64
+    prompts = [b"abcdefgh", b"x", b"12345"]
+    requests = [request(BASE_KEY, prompt, count) for prompt, count in zip(prompts, (4, 12, 8), strict=True)]
+    run(generator, requests, every=2)
+    for prompt, done in zip(prompts, requests, strict=True):
+        assert done.tokens == of_peft(base, None, prompt, done.tokens_max)
+
+
+def test_a_base_whose_past_cannot_be_joined_is_refused_by_name(tmp_path: Path) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(
+        vocab_size=256,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=4,
+    )
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ServiceError, match="DynamicSlidingWindowLayer"):
+        BatchedGenerator(BaseModel.load(str(tmp_path))).admit(request(BASE_KEY, b"x"))
 
 
 def test_pieces_of_text_hold_no_half_characters_and_end_at_a_stop_text(base: BaseModel) -> None:
