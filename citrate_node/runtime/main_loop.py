@@ -40,6 +40,7 @@ from .chain_events import ChainEvents
 from .composition_meter import CompositionMeter
 from .database import FinalCheckpoint, NodeDatabase, decode_certificate, encode_certificate
 from .fetching import Fetcher
+from .final_files import prune, store_final
 from .judging import points_of
 
 EVENTS_MAX = 10_000
@@ -285,12 +286,7 @@ class MainLoop:
 
     async def _finalize(self, action: act.Finalize) -> None:
         """Files first, then the database row that points to them, then pruning."""
-        until = action.number + self._versions_kept if self._versions_kept else None
-        state_file = await self._store.put(action.state_file, ephemeral_checkpoint=until)
-        weights = await self._store.put(action.weights, ephemeral_checkpoint=until)
-        await self._store.put(action.record)
-        for request in action.compositions:
-            await self._store.put(request.result.weights.encode())
+        state_file, weights = await store_final(self._store, action, self._versions_kept)
         if self._recording is not None and action.outcome is not None:
             await asyncio.to_thread(
                 self._recording.write_checkpoint,
@@ -309,7 +305,7 @@ class MainLoop:
             weights,
         )
         await asyncio.to_thread(self._database.finalize, final)
-        await self._store.collect(action.number)
+        await prune(self._store, action.number)
         self._committing.discard(action.number)
         self._report(_finalized(self.node, action, weights))
 
