@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -296,6 +297,40 @@ async def test_a_caller_who_goes_away_frees_the_place(world: World, tmp_path: Pa
     records = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
     assert [record["finish_reason"] for record in records] == ["cancelled", "length"]
     assert records[0]["completion_tokens"] < 256
+
+
+OPENAI_PYTHON = os.environ.get("CITRATE_OPENAI_PYTHON", "")
+OPENAI_PROGRAM = """
+import json, sys
+from openai import BadRequestError, NotFoundError, OpenAI
+url, model = sys.argv[1:]
+client = OpenAI(base_url=url, api_key="none", max_retries=0)
+asked = dict(model=model, prompt="import os\\n", max_tokens=8, temperature=0)
+whole = client.completions.create(**asked)
+parts = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+errors = []
+for change in ({"model": "gpt-4"}, {"n": 2}):
+    try:
+        client.completions.create(**{**asked, **change})
+    except (BadRequestError, NotFoundError) as error:
+        errors.append([error.status_code, error.param])
+models = [model.id for model in client.models.list()]
+print(json.dumps([whole.choices[0].text == "".join(parts), whole.usage.total_tokens, models, errors]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not OPENAI_PYTHON, reason="CITRATE_OPENAI_PYTHON names no python that has the openai package"
+)
+async def test_openais_own_client_completes_streams_lists_and_understands_errors(
+    world: World, tmp_path: Path
+) -> None:
+    async with serving(world, tmp_path) as (client, _):
+        command = [OPENAI_PYTHON, "-c", OPENAI_PROGRAM, f"{client.base_url}/v1", world.ids["one"]]
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert json.loads(out) == [True, 18, ["embedded", f"{world.ids['one']}@1"], [[404, "model"], [400, "n"]]]
 
 
 def test_the_documented_configuration_is_the_default_one(tmp_path: Path) -> None:
