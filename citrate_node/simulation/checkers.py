@@ -6,11 +6,16 @@ ProgressViolation with the command's seed in the text, so that it can be repeate
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ..node.actions import Finalize
+from ..protocol.checkpoint import decode_record
+from ..protocol.composition_request import MeasuredComposition
+from ..protocol.messages import Message
 from ..protocol.preset import ONE_PPM
 from ..protocol.state import NetworkState
+from ..protocol.state_transition import CheckpointInputs, process_checkpoint
 
 
 class SafetyViolation(AssertionError):
@@ -30,6 +35,7 @@ class Checkers:
     weights: dict[int, bytes] = field(default_factory=dict)
     states: dict[int, bytes] = field(default_factory=dict)
     votes: dict[tuple[bytes, int, int], bytes] = field(default_factory=dict)
+    commits: dict[int, bytes] = field(default_factory=dict)
     _bounded: set[bytes] = field(default_factory=set)
     """Record hashes of states whose reputations were looked at: nodes share them."""
 
@@ -60,6 +66,30 @@ class Checkers:
             ):
                 raise SafetyViolation(f"seed {self.seed}: reputation {row.reputation_ppm} is out of bounds")
 
+    def on_commit(self, number: int, record_hash: bytes) -> None:
+        """The chain takes every number once, in order."""
+        if number in self.commits or number != len(self.commits) + 1:
+            raise SafetyViolation(f"seed {self.seed}: commit {number} came after {len(self.commits)} commits")
+        self.commits[number] = record_hash
+
+    def on_computed(self, before: NetworkState, action: Finalize) -> None:
+        """Replay: the protocol's own function, called anew, gives the record that the nodes agreed on."""
+        again = process_checkpoint(before, _inputs(action))
+        if again.record.encode() != action.record:
+            raise SafetyViolation(
+                f"seed {self.seed}: checkpoint {action.number} computed again has another record"
+            )
+
+    def on_end(self, state: NetworkState, honest: Iterable[bytes]) -> None:
+        """After a run without faults: no honest node was punished down to the floor.
+
+        honest: node keys. Where deltas could be lost, an honest mentor may look like one that withholds.
+        """
+        floor = state.preset.reputation_floor_ppm
+        fallen = sorted(key[:4].hex() for key in honest if state.reputation_of(key) <= floor)
+        if fallen:
+            raise SafetyViolation(f"seed {self.seed}: honest nodes at the floor: {', '.join(fallen[:8])}")
+
     def on_vote(self, author: bytes, number: int, round_number: int, record_hash: bytes) -> None:
         """An honest node never votes for two records in one round, restarts included."""
         first = self.votes.setdefault((author, number, round_number), record_hash)
@@ -67,3 +97,26 @@ class Checkers:
             raise SafetyViolation(
                 f"seed {self.seed}: two votes by {author[:4].hex()} in round {round_number}"
             )
+
+
+def _inputs(action: Finalize) -> CheckpointInputs:
+    """What a finalized record was computed from, by the ids that it names."""
+    record = decode_record(action.record)
+    by_id = {message.id: message for message in action.inputs}
+
+    def take(ids: Iterable[bytes]) -> tuple[Message, ...]:
+        return tuple(by_id[i] for i in ids)
+
+    requests = {request.adapter_id: request for request in action.compositions}
+    return CheckpointInputs(
+        signals=take(record.signals),
+        evaluations=take(record.evaluations),
+        measurements=take(record.measurements),
+        withheld=take(record.withheld),
+        equivocations=tuple((by_id[pair.first], by_id[pair.second]) for pair in record.equivocations),
+        deltas=action.deltas,
+        compositions=tuple(
+            MeasuredComposition(requests[update.adapter_id], take(update.measurements))
+            for update in record.compositions
+        ),
+    )

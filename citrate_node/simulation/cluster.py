@@ -229,6 +229,8 @@ class Cluster(World):
 
     def _mine(self) -> None:
         commits = self.chain.mine()
+        for commit in commits:
+            self.checkers.on_commit(commit.number, commit.record_hash)
         settled = [i for i in self.chain.compositions if self.chain.versions[i] and i not in self._settled]
         self._settled.update(settled)
         if commits:
@@ -465,13 +467,27 @@ class Cluster(World):
         simulated.deltas = {}
         if action.outcome is not None and action.number not in self.outcomes:
             self.outcomes[action.number] = action
+            before = self.genesis if action.number == 1 else self._state_after(action.number - 1)
+            if before is not None:
+                self.checkers.on_computed(before, action)
         if len(self.history) < action.number:
             everybody = range(self.options.nodes)
             total = self.task.loss_sum(node.state.weights, everybody)
             loss = total / self.task.loss_unit / len(everybody)
             self.history.append(f"{action.number} {node.state.record_hash.hex()} {loss:.6f}")
 
+    def _state_after(self, number: int) -> NetworkState | None:
+        finalize = self.outcomes.get(number)
+        return None if finalize is None or finalize.outcome is None else finalize.outcome.state
+
     # ---------------------------------------------------------------- results
+
+    def check_end(self) -> None:
+        """For a run in which nothing was lost, cut or crashed: raises SafetyViolation (checkers.on_end)."""
+        newest = max((s.node for s in self.nodes if s.node), key=lambda n: n.state.number)
+        dishonest = self.options.dishonest
+        honest = (s.identity.node_key for s in self.nodes if s.index not in dishonest)
+        self.checkers.on_end(newest.state, honest)
 
     def history_hash(self) -> str:
         """sha256 over the history lines: equal seeds give equal hashes."""

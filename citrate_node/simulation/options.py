@@ -44,6 +44,13 @@ class ClusterOptions:
     spread: float = 0.5
     training_ms: tuple[int, int] = (200, 1500)
 
+    @property
+    def dishonest(self) -> frozenset[int]:
+        """All nodes that deviate in any way."""
+        groups = (self.sign_flippers, self.withholders, self.equivocators, self.copiers, self.forkers)
+        more = (self.liars, self.forgers, self.two_faced, self.boasters)
+        return frozenset().union(*groups, *more)
+
 
 def synthetic_task(options: ClusterOptions) -> SyntheticTask:
     """The synthetic task that these options ask for."""

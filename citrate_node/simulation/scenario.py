@@ -243,6 +243,9 @@ def _run(
             recording.add_chain_row(
                 ChainRow(number, record.hash.hex(), record.weights_hash.hex(), finalize.block_number, "", 0)
             )
+    options = scenario.options
+    if not (scenario.crashes or scenario.partitions or options.loss_ppm):
+        cluster.check_end()
     result = {
         "type": "result",
         "scenario": scenario.name,
