@@ -47,7 +47,7 @@ async def test_a_message_crosses_a_line_of_eight_hosts_that_may_not_connect_othe
     await line[0].publish(TOPIC, b"from the first")
     received = await asyncio.wait_for(line[-1].inbox.get(), 15)
     assert (received.peer_id, received.forwarder) == (line[0].peer_id, line[-2].peer_id)
-    assert [len(node.connected_peers()) for node in line] == [1, *[2] * 6, 1]
+    await until(lambda: [len(node.connected_peers()) for node in line] == [1, *[2] * 6, 1])
 
 
 async def test_a_newcomer_gets_record_state_and_weights_of_the_certified_checkpoint_and_nothing_else(
