@@ -137,11 +137,11 @@ async def _upload(request: web.Request) -> bytes:
 
 
 @asynccontextmanager
-async def running_fake_kubo(folder: Path) -> AsyncIterator[FakeKubo]:
+async def running_fake_kubo(folder: Path, port: int = 0) -> AsyncIterator[FakeKubo]:
     fake = FakeKubo(folder)
     runner = web.AppRunner(fake.app())
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port, reuse_address=True)
     await site.start()
     host, port = runner.addresses[0][:2]
     fake.url = f"http://{host}:{port}"

@@ -1,5 +1,6 @@
 """KuboStore against a daemon that lies, fails or lacks commands (a stand-in; see fake_kubo)."""
 
+import asyncio
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -284,3 +285,28 @@ def test_the_library_that_is_not_installed_and_an_address_that_is_no_url_say_so(
     monkeypatch.setitem(sys.modules, "ipfshttpclient", None)
     with pytest.raises(ConfigError, match="the library ipfshttpclient is not installed"):
         IpfsHttpClient("http://127.0.0.1:5001")
+
+
+async def test_a_daemon_whose_disk_is_full_leaves_nothing_recorded(fake: FakeKubo, kubo: KuboStore) -> None:
+    old = await kubo.put(b"old")
+    fake.answers["dag/import"] = [failure("write blocks/XY.data: no space left on device")]
+    with pytest.raises(KuboRefused, match="no space left on device"):
+        await kubo.put(stream(2 * LEAF))
+    fake.answers["files/cp"] = [failure("no space left on device")]
+    with pytest.raises(KuboRefused, match="no space left on device"):
+        await kubo.put(stream(2 * LEAF))
+    assert await kubo.ls() == (Entry(old, True, None),)
+    assert await kubo.get(old) == b"old"
+    await kubo.put(stream(2 * LEAF))
+
+
+async def test_a_daemon_that_is_started_again_is_waited_for(tmp_path: Path) -> None:
+    async with running_fake_kubo(tmp_path / "daemon") as fake:
+        port = int(fake.url.rpartition(":")[2])
+    async with KuboStore(f"http://127.0.0.1:{port}", tmp_path / "content") as kubo:
+        putting = asyncio.create_task(kubo.put(stream(LEAF + 1)))
+        await asyncio.sleep(0.3)
+        assert not putting.done()
+        async with running_fake_kubo(tmp_path / "daemon", port=port):
+            content = await putting
+            assert await kubo.get(content) == stream(LEAF + 1)

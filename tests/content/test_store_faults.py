@@ -281,12 +281,17 @@ while True:
 """
 
 
-def test_kill_at_any_moment_of_put_and_collect_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    """A dozen kills at random moments; after each the store opens, and what was said to be kept is whole."""
-    chance = random.Random(5)
+@pytest.mark.parametrize(
+    ("kills", "seed"), [(12, 5), pytest.param(150, 6, marks=pytest.mark.slow)], ids=["a dozen", "150"]
+)
+def test_kill_at_any_moment_of_put_and_collect_loses_nothing_that_was_acknowledged(
+    tmp_path: Path, kills: int, seed: int
+) -> None:
+    """Kills at random moments; after each the store opens, and what was said to be kept is whole."""
+    chance = random.Random(seed)
     promised: dict[str, int] = {}
     number = 0
-    for _ in range(12):
+    for _ in range(kills):
         with python(CHURN, str(tmp_path / "content"), str(number)) as worker:
             assert worker.stdout is not None
             assert worker.stdout.readline() == "ready\n"
@@ -311,7 +316,7 @@ def test_kill_at_any_moment_of_put_and_collect_loses_nothing_that_was_acknowledg
         referenced = {d.hex() for e in store.entries() for d in blocks_of(store.get(e.content))}
         assert block_files(store) == referenced
         store.close()
-    assert number > 12, "no worker ever finished a put before it was killed"
+    assert number > kills, "no worker ever finished a put before it was killed"
 
 
 # full disks
