@@ -14,6 +14,7 @@ import asyncio
 import hashlib
 import json
 import secrets
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -271,7 +272,8 @@ class AdapterServer:
             with self._record.open("a", encoding="utf-8") as stream:
                 stream.write(line)
         except OSError as error:
-            print(f"citrate: cannot write the runtime record {self._record}: {error.strerror}", flush=True)
+            text = f"citrate: cannot write the runtime record {self._record}: {error.strerror}"
+            print(text, file=sys.stderr, flush=True)
 
 
 class _Answer:

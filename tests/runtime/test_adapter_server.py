@@ -162,6 +162,17 @@ async def test_every_request_leaves_a_line_that_says_what_produced_which_text(
     assert "import os" not in line
 
 
+async def test_a_record_that_cannot_be_written_stops_no_answer(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "record.jsonl").mkdir()
+    async with serving(world, tmp_path) as (client, _):
+        assert (await complete(client, "embedded"))["usage"]["completion_tokens"] == 12
+    said = capsys.readouterr()
+    assert "cannot write the runtime record" in said.err
+    assert said.out == ""
+
+
 async def test_a_streamed_answer_is_the_same_text_in_pieces(world: World, tmp_path: Path) -> None:
     async with serving(world, tmp_path) as (client, _):
         whole = await complete(client, world.ids["one"])
