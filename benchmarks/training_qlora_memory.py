@@ -3,7 +3,8 @@
     python benchmarks/training_qlora_memory.py [--hidden 896] [--layers 12] [--steps 3] [--json FILE]
 
 Every run is a process of its own, so that its peak (VmHWM) is its own. The limit is the bytes that the base's
-tensors need, and nothing else; "imports" is the same process with torch, transformers and PEFT and no model.
+tensors need, and nothing else ("tensors"); "loaded" and "trained" are the process's own pages in use;
+"imports" is the same process with torch, transformers and PEFT and no model.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def make_base(folder: Path, hidden: int, layers: int) -> int:
         tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
-    model.save_pretrained(folder)
+    model.half().save_pretrained(folder)  # as hubs hold models; float32 files are mapped, not copied
     write_tokenizer(folder, 512)
     return sum(p.numel() for p in model.parameters())
 
