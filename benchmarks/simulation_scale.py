@@ -59,12 +59,41 @@ def measure(nodes: int, checkpoints: int, seed: int) -> dict[str, object]:
     }
 
 
+def state_costs(nodes: int) -> dict[str, object]:
+    """What one state of a network of this size costs whoever computes or restores it, once."""
+    from hashlib import sha256
+
+    from citrate_node.config import load_preset
+    from citrate_node.protocol.certificate import Validator
+    from citrate_node.protocol.encoding import decode_fields
+    from citrate_node.protocol.state import StateFile, genesis_state
+    from citrate_node.simulation.cluster import ClusterOptions, synthetic_task
+
+    preset = load_preset(PRESET)
+    keys = [sha256(number.to_bytes(8, "big")).digest() for number in range(nodes)]
+    validators = tuple(Validator(key, key[:20], 1) for key in keys)
+    weights = synthetic_task(ClusterOptions(preset)).initial_weights()
+    spent = {}
+
+    def timed(name: str, what: object) -> None:
+        began = time.process_time()
+        what()  # type: ignore[operator]
+        spent[name] = round((time.process_time() - began) * 1000, 1)
+
+    state = genesis_state(preset, bytes(32), validators, bytes(32), weights, bytes(32))
+    timed("draw_roles_ms", lambda: state.role_keys)
+    timed("encode_state_ms", lambda: state.file_content)
+    timed("decode_state_ms", lambda: decode_fields(StateFile, state.file, size_bytes_max=1 << 30))
+    return {"nodes": nodes, "state_file_bytes": len(state.file), **spent}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nodes", default="100,1000,10000")
     parser.add_argument("--checkpoints", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--states", default="", help="sizes of which only the state is measured")
     parser.add_argument("--one", action="store_true", help="measure one size and print JSON")
     arguments = parser.parse_args()
     sizes = [int(part) for part in arguments.nodes.split(",")]
@@ -84,10 +113,13 @@ def main() -> None:
             f"{row['load']['published'] // arguments.checkpoints} messages each per checkpoint",
             flush=True,
         )
+    states = [state_costs(int(part)) for part in arguments.states.split(",") if part]
+    for state in states:
+        print(json.dumps(state), flush=True)
     ratio = rows[-1]["ms_per_node_checkpoint"] / rows[0]["ms_per_node_checkpoint"]
     print(f"largest against smallest: {ratio:.3f} per node-checkpoint (flat is 1)")
     if arguments.json:
-        result = {"preset": PRESET, "rows": rows, "largest_to_smallest": round(ratio, 4)}
+        result = {"preset": PRESET, "rows": rows, "states": states, "largest_to_smallest": round(ratio, 4)}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
