@@ -136,8 +136,6 @@ class Cluster(World):
         name = f"citrate simulation {self.options.seed} node {index}"
         return Identity(sha256(f"{name} seed".encode()).digest(), sha256(f"{name} account".encode()).digest())
 
-    # ---------------------------------------------------------------- adapters
-
     def create_adapter(self, name: str, weights: AdapterWeights) -> bytes:
         """Another adapter on chain; its id."""
         adapter_id = sha256(f"simulated adapter {name}".encode()).digest()
@@ -312,10 +310,11 @@ class Cluster(World):
             self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
         assert node is not None
         self.load.published(message)
+        opened = self.shared.opened(message)
         for receiver in self._listeners(message):
             if receiver != index:
-                sent = adversaries.said_to(self.options, index, node, message, receiver)
-                self._send(index, receiver, self.shared.opened(sent))
+                said = adversaries.said_to(self.options, index, node, message, receiver)
+                self._send(index, receiver, opened if said is message else self.shared.opened(said))
 
     def _send(self, index: int, receiver: int, message: Message) -> None:
         copies = 1
