@@ -73,7 +73,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_lists_those_there_are() -> None:
-    with pytest.raises(ConfigError, match="choose one of devnet, minimal"):
+    with pytest.raises(ConfigError, match="choose one of devnet, large, minimal"):
         load_preset("mainnet")
 
 
