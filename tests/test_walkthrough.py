@@ -98,4 +98,7 @@ def test_a_stranger_gets_what_the_walkthrough_promises(tmp_path: Path) -> None:
     assert report["passed"]
     assert by_name["web"]["improvement_ppm"] > 50_000
     assert by_name["gui"]["improvement_ppm"] > 20_000
+    answers = [json.loads(line) for line in (home / "answers.jsonl").read_text().splitlines()]
+    assert len({answer["model"] for answer in answers}) == 3
+    assert all(answer["choices"][0]["text"] for answer in answers)
     assert (home / "merged" / "model.safetensors").is_file()
