@@ -143,7 +143,12 @@ def main() -> None:
     rows.append(below(f"memory for {LARGE_MEBIBYTES} MiB in and out, above 1 MiB", more, "MiB", 20.0))
     print(table(rows))
     if options.json:
-        result = {"machine": platform.machine(), "mebibytes": options.mebibytes, "rows": as_json(rows)}
+        result = {
+            "machine": platform.machine(),
+            "mebibytes": options.mebibytes,
+            "load_average": os.getloadavg()[0],
+            "rows": as_json(rows),
+        }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
     sys.exit(0 if all(row.met for row in rows) else 1)
 

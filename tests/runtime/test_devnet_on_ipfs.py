@@ -9,6 +9,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from aiohttp import web
 from js_ipfs import needs_package, running_js_ipfs
 
 from citrate_node.chain.anvil import find_anvil
+from citrate_node.config import load_node_config
 from citrate_node.content.interface import ContentMissing
 from citrate_node.content.opening import daemon_of, open_store, owner_of
 from citrate_node.content.sources import FolderSource
@@ -23,6 +25,8 @@ from citrate_node.content.store import EmbeddedStore
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.network.settings import BlobStatus
 from citrate_node.protocol.content_id import content_id
+from citrate_node.runtime.devnet_admin import prepare
+from citrate_node.runtime.devnet_folder import DevnetChoices, DevnetFolder
 from citrate_node.runtime.wiring import _Door
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "content"))
@@ -91,6 +95,41 @@ async def test_a_daemon_that_is_not_there_is_named_to_readers_too(tmp_path: Path
     await store.close()
     with pytest.raises(ServiceError, match=r"cannot reach Kubo at http://127\.0\.0\.1:1"):
         await FolderSource(tmp_path / "a").get(content_id(b"x"))
+
+
+def prepared(folder: Path, ipfs_url: str) -> tuple[DevnetFolder, DevnetChoices]:
+    return prepare(
+        folder,
+        nodes=2,
+        checkpoints=1,
+        preset="minimal",
+        seed=1,
+        base_model="embedded",
+        rpc_url="",
+        ipfs_url=ipfs_url,
+    )
+
+
+def test_a_devnet_keeps_to_the_daemon_it_began_with(tmp_path: Path) -> None:
+    prepared(tmp_path / "a", "http://127.0.0.1:5001")
+    folder, choices = prepared(tmp_path / "a", "")
+    config = load_node_config(
+        folder.write_node_config(replace(choices, adapter_id="0x" + "ab" * 32), 1, "http://c")
+    )
+    assert (choices.ipfs_url, config.ipfs_url) == ("http://127.0.0.1:5001",) * 2
+    assert prepared(tmp_path / "a", "http://127.0.0.1:5002")[1].ipfs_url == "http://127.0.0.1:5002"
+
+
+def test_a_devnet_that_began_without_a_daemon_goes_on_without(tmp_path: Path) -> None:
+    """Also one that an older program began, whose folder says nothing of daemons."""
+    folder, _ = prepared(tmp_path / "a", "")
+    folder.update(adapter_id="0x" + "ab" * 32)
+    fields = json.loads((tmp_path / "a" / "devnet.json").read_text())
+    assert fields.pop("ipfs_url") == ""
+    (tmp_path / "a" / "devnet.json").write_text(json.dumps(fields))
+    assert prepared(tmp_path / "a", "")[1].ipfs_url == ""
+    with pytest.raises(ConfigError, match="keep their contents in stores of their own"):
+        prepared(tmp_path / "a", "http://127.0.0.1:5001")
 
 
 @pytest.mark.slow

@@ -50,6 +50,8 @@ def test_paths_start_at_the_folder_of_the_file(tmp_path: Path) -> None:
         (("[chain]", "[network]\npeers = ['/ip4/127.0.0.1/tcp/1']\n[chain]"), "network.peers must be"),
         (("[chain]", "[content]\nread_stores = [7]\n[chain]"), "content.read_stores must be folders"),
         (("[chain]", "[content]\ngateways = ['ipfs.io']\n[chain]"), "content.gateways must be http"),
+        (("[chain]", "[content]\nipfs_url = '/ip4/127.0.0.1'\n[chain]"), "content.ipfs_url must be the http"),
+        (("[chain]", "[content]\nversions_kept = 1\n[chain]"), "content.versions_kept must be 0"),
         (("[chain]", "[chain"), "is not TOML"),
         (("[training]", "[[training]]"), r"training must be a table, \[training\]"),
     ],
