@@ -282,7 +282,9 @@ while True:
 
 
 @pytest.mark.parametrize(
-    ("kills", "seed"), [(12, 5), pytest.param(150, 6, marks=pytest.mark.slow)], ids=["a dozen", "150"]
+    ("kills", "seed"),
+    [(12, 5), pytest.param(150, 6, marks=[pytest.mark.slow, pytest.mark.timeout(1200)])],  # 2 s a kill, busy
+    ids=["a dozen", "150"],
 )
 def test_kill_at_any_moment_of_put_and_collect_loses_nothing_that_was_acknowledged(
     tmp_path: Path, kills: int, seed: int
