@@ -47,6 +47,17 @@ def careless(number: int, **settings: Any) -> Libp2pNetwork:
     )
 
 
+def careful(number: int, state: NetworkState, **settings: Any) -> Libp2pNetwork:
+    """A node that passes on only what any node may take: what an honest one does with a flood of others."""
+    opened = OpenedMessages(state.network_id)
+    return Libp2pNetwork(
+        config_of(number, **settings),
+        validate=opened.validate,
+        find_blob=find_nothing,
+        answer=answer_nothing,
+    )
+
+
 class Victim:
     """A node's network and state machine, joined as main_loop joins them, without chain and training."""
 
@@ -165,4 +176,14 @@ ATTACKS: dict[str, Hostile] = {
     attack.__name__: attack
     for attack in (malformed, oversized, replayed, foreign, future, contradictory, too_many)
 }
-__all__ = ["ATTACKS", "HONEST", "HOSTILE", "VICTIM", "Victim", "careless", "network", "running_victim"]
+__all__ = [
+    "ATTACKS",
+    "HONEST",
+    "HOSTILE",
+    "VICTIM",
+    "Victim",
+    "careful",
+    "careless",
+    "network",
+    "running_victim",
+]
