@@ -93,12 +93,14 @@ def create(
         local_base,
         read_adapter,
         require_fit,
+        require_promoted,
         require_rank,
     )
 
     place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
     base_id, base = find_base(base_model, place.base_model) if base_model else (None, None)
     file = read_adapter(source, place.limits, base_id)
+    require_promoted(source)
     if rank:
         require_rank(file.weights, rank, str(source))
     config = file.weights.config
@@ -144,7 +146,13 @@ def publish(
     json_lines: bool = JSON,
 ) -> None:
     from citrate_node.runtime.adapters import id_bytes, place_of
-    from citrate_node.runtime.adapters_files import local_base, read_adapter, require_fit, require_rank
+    from citrate_node.runtime.adapters_files import (
+        local_base,
+        read_adapter,
+        require_fit,
+        require_promoted,
+        require_rank,
+    )
 
     adapter_id = id_bytes(adapter, "adapter id")
     _require_one_way(calldata=calldata, store=store)
@@ -154,6 +162,7 @@ def publish(
     async def act(desk: AdapterDesk) -> dict[str, Any]:
         row = await desk.adapter(adapter_id)
         file = read_adapter(source, place.limits, row.base_model_id)
+        require_promoted(source)
         require_rank(file.weights, row.rank, str(source))
         base = local_base(row.base_model_id, place.base_model)
         if base is not None:

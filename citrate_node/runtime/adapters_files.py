@@ -7,6 +7,7 @@ torch. Called by runtime/adapters.py and cli/adapter.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from ..protocol.tensors import FormatError
 from ..recording import write_atomically
 from ..training.base_model import BaseModel
 from ..training.card import write_card
-from ..training.provenance import Provenance, write_provenance
+from ..training.provenance import Provenance, held_back, write_provenance
 from ..training.settings import LoraSettings
 
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -88,6 +89,18 @@ def read_adapter(path: Path, limits: AdapterLimits, base_model_id: bytes | None 
     if base_model_id is not None:
         require_base(weights, base_model_id, str(file))
     return AdapterFile(weights, data, converted=False)
+
+
+def require_promoted(path: Path) -> None:
+    """Raises ConfigError where `citrate evaluate` held these very weights back, with its figures."""
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    folder = file.parent
+    reason = held_back(folder, hashlib.sha256(file.read_bytes()).hexdigest())
+    if reason is not None:
+        raise ConfigError(
+            f"{path}: {reason}\n  train it further, or `citrate evaluate {folder} --data … --force REASON` "
+            "to publish it all the same"
+        )
 
 
 def decoded(data: bytes, limits: AdapterLimits, what: str) -> AdapterFile:

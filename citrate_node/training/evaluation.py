@@ -218,19 +218,6 @@ def record(evaluation: Evaluation, forced_reason: str | None, report: Path | Non
         write_card(evaluation.folder, measured)
 
 
-def held_back(folder: Path) -> str | None:
-    """Why the newest evaluation of this very file holds it back, or None. For who is about to publish it."""
-    provenance = read_provenance(folder)
-    if provenance is None:
-        return None
-    own = [e for e in provenance.evaluations if e.weights_sha256 in (None, provenance.weights.sha256)]
-    if not own or own[-1].passed is not False or own[-1].forced_reason is not None:
-        return None
-    figures = own[-1].figures
-    before, after = (figures.get(f"loss_general{kind}_nats", 0.0) for kind in ("_base", ""))
-    return f"it is held back by its evaluation: general text {before:.4f} base, {after:.4f} adapter"
-
-
 def _measured(data: Dataset, all_examples: bool) -> Examples:
     return data.whole() if all_examples else data.held_out
 

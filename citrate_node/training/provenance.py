@@ -348,6 +348,22 @@ def write_whole(path: Path, data: bytes) -> None:
     os.replace(part, path)
 
 
+def held_back(folder: Path, weights_sha256: str | None = None) -> str | None:
+    """Why the newest evaluation of this very file holds it back, or None. Called before it is published.
+
+    weights_sha256: hex digest of the file that is meant; a provenance of other weights says nothing about it.
+    """
+    provenance = read_provenance(folder)
+    if provenance is None or weights_sha256 not in (None, provenance.weights.sha256):
+        return None
+    own = [e for e in provenance.evaluations if e.weights_sha256 in (None, provenance.weights.sha256)]
+    if not own or own[-1].passed is not False or own[-1].forced_reason is not None:
+        return None
+    figures = own[-1].figures
+    before, after = (figures.get(f"loss_general{kind}_nats", 0.0) for kind in ("_base", ""))
+    return f"it is held back by its evaluation: general text {before:.4f} base, {after:.4f} adapter"
+
+
 def _digest(provenance: Provenance) -> bytes:
     """EIP-191, version 0x45: the hash that personal_sign signs."""
     text = signed_text(provenance).encode()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,13 @@ from citrate_node.cli import adapter as adapter_commands
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.runtime.adapters import UnfundedWallet, WrongChain
 from citrate_node.runtime.adapters_files import BaseModelMismatch, NotAnAdapter, RankMismatch
+from citrate_node.training.provenance import (
+    BaseFacts,
+    EvaluationFacts,
+    Provenance,
+    WeightsFacts,
+    write_provenance,
+)
 from citrate_node.training.settings import ALL_LINEAR
 
 
@@ -202,3 +211,22 @@ def test_an_error_reaches_the_person_as_two_lines_and_an_exit_code(user: User) -
         f"citrate: the contract refused: UnknownAdapter(adapterId={NOBODY})",
         "  `citrate adapter list` shows the adapters of this contract",
     ]
+
+
+def test_weights_that_their_evaluation_held_back_are_not_put_on_chain(user: User, tmp_path: Path) -> None:
+    weights = adapter(9)
+    file = saved(tmp_path / "held", weights)
+    digest = hashlib.sha256(weights.encode()).hexdigest()
+    failed = EvaluationFacts({"loss_general_base_nats": 1.5, "loss_general_nats": 1.75}, passed=False)
+    config = weights.config
+    facts = WeightsFacts(digest, len(weights.encode()), config.rank, config.alpha, config.targets)
+    found = Provenance(BaseFacts("tiny", config.base_model_id.hex()), facts, evaluations=(failed,))
+    write_provenance(file.parent, found)
+    before = user.count()
+    error = user.fails("create", file.parent, "--name", "held")
+    assert isinstance(error, ConfigError)
+    assert "held back by its evaluation: general text 1.5000 base, 1.7500 adapter" in str(error)
+    assert "--force REASON" in str(error)
+    assert user.count() == before
+    write_provenance(file.parent, found.evaluated(replace(failed, forced_reason="a test")))
+    user.one("create", file, "--name", "held and forced", "--dry-run")

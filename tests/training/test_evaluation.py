@@ -14,11 +14,11 @@ from citrate_node.cli.evaluate import app
 from citrate_node.errors import ConfigError
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.data import domain_rows, general_held_out
-from citrate_node.training.evaluation import EvaluationSettings, evaluate, held_back, name_of, record
+from citrate_node.training.evaluation import EvaluationSettings, evaluate, name_of, record
 from citrate_node.training.export import export_adapter
 from citrate_node.training.initial import Tensors
 from citrate_node.training.lora import LoraTrainer
-from citrate_node.training.provenance import TrainingFacts, read_provenance
+from citrate_node.training.provenance import TrainingFacts, held_back, read_provenance
 from citrate_node.training.settings import LoraSettings
 from citrate_node.training.suite import read_suite
 
