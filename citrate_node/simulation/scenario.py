@@ -1,7 +1,8 @@
 """Scenarios: a TOML file that asks a question, and one run of it with a seed.
 
-Every run writes the same small set of files (options.json, history.jsonl, recording/, result.json), so that
-two runs can be compared and any can be replayed. Called by `citrate simulate` and tests.
+Every run writes the same small set of files (options.json, history.jsonl, metrics.parquet, recording/,
+result.json), so that two runs can be compared and any can be replayed. Called by `citrate simulate` and
+tests.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..errors import ConfigError
 from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions, synthetic_task
+from .metrics import CheckpointRow, MetricsWriter, NodeRow, bytes_sent, kinds, node_rows
 from .training_workload import TrainingOptions, TrainingWorkload, training_options
 from .workers import ProcessWorkload, RayWorkload, ShardedWorkload
 from .workload import Workload
@@ -227,22 +229,8 @@ def _run(
     if out is not None and recording is not None:
         write_atomically(out / "options.json", json.dumps(_options(scenario), indent=1).encode() + b"\n")
         recording.write_network(_network(cluster), cluster.genesis.weights.encode())
-    lines = []
-    for number in range(1, scenario.checkpoints + 1):
-        cluster.run_until(number, within_ms=scenario.within_ms)
-        row = _row(cluster, number)
-        lines.append(json.dumps(row))
-        on_checkpoint(row)
-        finalize = cluster.outcomes.get(number)
-        if recording is not None and finalize is not None:
-            recording.write_checkpoint(
-                number, finalize.record, finalize.inputs, finalize.deltas, finalize.compositions
-            )
-            assert finalize.outcome is not None
-            record = finalize.outcome.record
-            recording.add_chain_row(
-                ChainRow(number, record.hash.hex(), record.weights_hash.hex(), finalize.block_number, "", 0)
-            )
+    with MetricsWriter(out) as metrics:
+        _run_checkpoints(scenario, cluster, recording, metrics, on_checkpoint)
     options = scenario.options
     if not (scenario.crashes or scenario.partitions or options.loss_ppm):
         cluster.check_end()
@@ -253,35 +241,67 @@ def _run(
         "checkpoints": scenario.checkpoints,
         "virtual_ms": cluster.now_ms,
         "history_hash": cluster.history_hash(),
-        "loss": json.loads(lines[-1])["loss"] if lines else None,
+        "loss": metrics.history[-1].loss if metrics.history else None,
         "reputations": cluster.reputations(),
     }
     if out is not None:
-        write_atomically(out / "history.jsonl", ("\n".join(lines) + "\n").encode())
         write_atomically(out / "result.json", json.dumps(result, indent=1).encode() + b"\n")
     return result
 
 
-def _row(cluster: Cluster, number: int) -> dict[str, Any]:
+def _run_checkpoints(
+    scenario: Scenario,
+    cluster: Cluster,
+    recording: Recording | None,
+    metrics: MetricsWriter,
+    on_checkpoint: Callable[[dict[str, Any]], None],
+) -> None:
+    kind_of = kinds(scenario.options)
+    nodes = [(s.identity.node_key, kind) for s, kind in zip(cluster.nodes, kind_of, strict=True)]
+    for number in range(1, scenario.checkpoints + 1):
+        cluster.run_until(number, within_ms=scenario.within_ms)
+        row = _row(cluster, number)
+        metrics.add(row, _node_rows(cluster, number, nodes))
+        on_checkpoint(row.as_json())
+        finalize = cluster.outcomes.get(number)
+        if recording is not None and finalize is not None:
+            recording.write_checkpoint(
+                number, finalize.record, finalize.inputs, finalize.deltas, finalize.compositions
+            )
+            assert finalize.outcome is not None
+            record = finalize.outcome.record
+            recording.add_chain_row(
+                ChainRow(number, record.hash.hex(), record.weights_hash.hex(), finalize.block_number, "", 0)
+            )
+
+
+def _row(cluster: Cluster, number: int) -> CheckpointRow:
     _, record_hash, loss = cluster.history[number - 1].split()
     finalize = cluster.outcomes.get(number)
-    row: dict[str, Any] = {
-        "type": "checkpoint",
-        "number": number,
-        "virtual_ms": cluster.now_ms,
-        "record_hash": record_hash,
-        "loss": float(loss),
-    }
-    if finalize is not None and finalize.outcome is not None:
-        record = finalize.outcome.record
-        row |= {
-            "signals": len(record.signals),
-            "withheld": len(record.withheld),
-            "equivocations": len(record.equivocations),
-            "evaluations": len(record.evaluations),
-            "accuracy_ppm": record.accuracy_ppm,
-        }
-    return row
+    row = CheckpointRow(number, cluster.now_ms, record_hash, float(loss), bytes_sent(cluster.load))
+    if finalize is None or finalize.outcome is None:
+        return row
+    record = finalize.outcome.record
+    return dataclasses.replace(
+        row,
+        signals=len(record.signals),
+        withheld=len(record.withheld),
+        equivocations=len(record.equivocations),
+        evaluations=len(record.evaluations),
+        accuracy_ppm=record.accuracy_ppm,
+        promoted=record.promoted,
+    )
+
+
+def _node_rows(cluster: Cluster, number: int, nodes: list[tuple[bytes, str]]) -> Iterator[NodeRow]:
+    """Nothing where no running node computed this checkpoint and the one before it: they were fetched."""
+    finalize = cluster.outcomes.get(number)
+    if finalize is None or finalize.outcome is None:
+        return
+    before = cluster.outcomes.get(number - 1)
+    state = cluster.genesis if before is None or before.outcome is None else before.outcome.state
+    if state.number == number - 1:
+        yield from node_rows(finalize.outcome, finalize.inputs, state.mentors, nodes)
 
 
 def _options(scenario: Scenario) -> dict[str, Any]:
