@@ -22,6 +22,7 @@ from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions, synthetic_task
 from .metrics import CheckpointRow, MetricsWriter, NodeRow, bytes_sent, kinds, node_rows
+from .runs import OPTIONS_FILE, RESULT_FILE, forget_run
 from .training_workload import TrainingOptions, TrainingWorkload, training_options
 from .workers import ProcessWorkload, RayWorkload, ShardedWorkload
 from .workload import Workload
@@ -75,6 +76,8 @@ class Scenario:
     """(from ms, until ms, nodes on the one side)."""
     training: TrainingOptions | None = None
     """How nodes train real adapters; None where the task is the synthetic one."""
+    source: str = ""
+    """The file that it was read from, as it was given: for the command that repeats a run."""
 
 
 def load_scenario(path: Path, seed: int) -> Scenario:
@@ -122,6 +125,7 @@ def load_scenario(path: Path, seed: int) -> Scenario:
         tuple((c["node"], c["at_ms"], c["until_ms"]) for c in values["crashes"]),
         tuple((p["at_ms"], p["until_ms"], frozenset(p["nodes"])) for p in values["partitions"]),
         _training(path, values["workload"], values["training"]),
+        str(path),
     )
 
 
@@ -218,6 +222,8 @@ def _run(
     out: Path | None,
     on_checkpoint: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
+    if out is not None:
+        forget_run(out)
     cluster = Cluster(scenario.options, workload)
     for node, at_ms, until_ms in scenario.crashes:
         cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
@@ -227,7 +233,7 @@ def _run(
         cluster.schedule(until_ms, cluster.heal)
     recording = Recording(out / "recording") if out is not None else None
     if out is not None and recording is not None:
-        write_atomically(out / "options.json", json.dumps(_options(scenario), indent=1).encode() + b"\n")
+        write_atomically(out / OPTIONS_FILE, json.dumps(_options(scenario), indent=1).encode() + b"\n")
         recording.write_network(_network(cluster), cluster.genesis.weights.encode())
     with MetricsWriter(out) as metrics:
         _run_checkpoints(scenario, cluster, recording, metrics, on_checkpoint)
@@ -245,7 +251,7 @@ def _run(
         "reputations": cluster.reputations(),
     }
     if out is not None:
-        write_atomically(out / "result.json", json.dumps(result, indent=1).encode() + b"\n")
+        write_atomically(out / RESULT_FILE, json.dumps(result, indent=1).encode() + b"\n")
     return result
 
 
@@ -309,7 +315,10 @@ def _options(scenario: Scenario) -> dict[str, Any]:
     raw = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in raw.items()}
     return {
         "scenario": scenario.name,
+        "source": scenario.source,
+        "question": scenario.question,
         "checkpoints": scenario.checkpoints,
+        "within_ms": scenario.within_ms,
         **raw,
         "crashes": scenario.crashes,
         "partitions": [(a, b, sorted(side)) for a, b, side in scenario.partitions],
