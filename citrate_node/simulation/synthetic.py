@@ -76,7 +76,7 @@ class SyntheticTask:
         """Each by itself: a step is elementwise."""
         results = []
         for request in requests:
-            values = self.train_node(request.node, request.values, request.manifest)
+            values = self.train_node(request.node, request.values, request.manifest, request.shuffled)
             loss = self.node_loss(request.node, values, request.manifest)
             results.append(TrainResult(values, self.examples, loss / LOSS_UNIT))
         return results
@@ -103,19 +103,35 @@ class SyntheticTask:
             results.append(self.improvements_ppm(request.node, base, manifest, {b"": delta}, 1.0)[b""])
         return results
 
+    def losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> list[int]:
+        return [int(each) for each in self._losses(weights, nodes)]
+
     def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
-        """Mean squared distance per value, rounded down for each node before it is added."""
+        return int(np.sum(self._losses(weights, nodes)))
+
+    def figures(self, weights: Sequence[AdapterWeights]) -> list[dict[str, float]]:
+        """Nothing beside the nodes' own losses: here all data are somebody's."""
+        return [{} for _ in weights]
+
+    def _losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> Int64Array:
+        """Mean squared distance per value, rounded down for each node."""
         manifest = weights.manifest.subset(self.factor)
         targets = np.stack([self.target(node, manifest) for node in nodes])
         distance = weights_to_float32(weights.select(manifest)).astype(np.float64) - targets
         sums = np.sum(np.round(distance * distance * LOSS_UNIT).astype(np.int64), axis=1)
-        return int(np.sum(sums // manifest.count))
+        means: Int64Array = sums // manifest.count
+        return means
 
     # ---------------------------------------------------------------- one node
 
-    def train_node(self, node: int, values: Values, manifest: Manifest) -> Values:
-        """Gradient descent on the own loss; elementwise, so bit-identical everywhere."""
+    def train_node(self, node: int, values: Values, manifest: Manifest, shuffled: bool = False) -> Values:
+        """Gradient descent on the own loss; elementwise, so bit-identical everywhere.
+
+        shuffled: towards a target whose values stand in another order.
+        """
         target = self.target(node, manifest)
+        if shuffled:
+            target = np.roll(target, manifest.count // 2)
         moved = values.copy()
         for _ in range(self.steps):
             moved = moved + np.float32(self.learning_rate) * (target - moved)

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..protocol.adapter import AdapterConfig, AdapterWeights, from_tensors
 from ..protocol.tensors import Manifest
 from ..training.base_model import EMBEDDED, BaseModel
-from ..training.data import NodeData, Rows, load_node_data
+from ..training.data import PAD, NodeData, Rows, domain_held_out, general_held_out, load_node_data
 from ..training.initial import initial_weights
 from ..training.settings import LoraSettings, TrainSettings
 from ..training.worker import improvement_ppm
@@ -55,6 +55,10 @@ class TrainingOptions:
     batch_sequences: int = 4
     sequence_bytes: int = 64
     learning_rate: float = 0.01
+    learning_rate_lora_a: float = 0.0
+    """Of lora_A where it moves; 0: the same as of lora_B."""
+    figure_rows: int = 16
+    """Examples of each domain, and four times as many of general text, in the figures that nodes share."""
     threads: int = 1
     device: str = "cpu"
 
@@ -85,6 +89,7 @@ class TrainingOptions:
             batch_sequences=self.batch_sequences,
             sequence_bytes=self.sequence_bytes,
             learning_rate=self.learning_rate,
+            learning_rate_lora_a=self.learning_rate_lora_a or None,
         )
 
 
@@ -165,7 +170,7 @@ class TrainingWorkload:
             jobs = [
                 TrainJob(
                     {**r.weights.tensors(), **_unflat(r.values, r.manifest)},
-                    self.data(r.node).train,
+                    self._train_rows(r),
                     self._seed_of(r),
                 )
                 for r in (requests[i] for i in places)
@@ -232,15 +237,36 @@ class TrainingWorkload:
             for base, own in zip(losses[::2], losses[1::2], strict=True)
         ]
 
-    def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
+    def losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> list[int]:
         tensors = weights.tensors()
         losses = self._loaded().losses([(tensors, self._held_out(node)) for node in nodes])
-        return sum(round(result.loss * LOSS_UNIT) for result in losses)
+        return [round(result.loss * LOSS_UNIT) for result in losses]
+
+    def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
+        return sum(self.losses(weights, nodes))
+
+    def figures(self, weights: Sequence[AdapterWeights]) -> list[dict[str, float]]:
+        """all: mean over the embedded domains. worst: of the worst domain. general: text that nobody learns
+        from, where a rise is forgetting. In nats per token."""
+        rows, width = self.options.figure_rows, self.options.sequence_bytes
+        shared = [*domain_held_out(self.base, rows, width).values()]
+        shared.append(general_held_out(self.base, 4 * rows, width))
+        loaded = [each.tensors() for each in weights]
+        losses = self._loaded().losses([(tensors, each) for tensors in loaded for each in shared])
+        table = np.array([result.loss for result in losses]).reshape(len(loaded), -1)
+        return [
+            {"all": float(np.mean(row[:-1])), "worst": float(np.max(row[:-1])), "general": float(row[-1])}
+            for row in table
+        ]
 
     @property
     def _seen(self) -> int:
         """Examples of one local phase, where the node has as many."""
         return self.options.steps * self.options.batch_sequences
+
+    def _train_rows(self, request: TrainRequest) -> Rows:
+        rows = self.data(request.node).train
+        return _shuffled(rows, self._seed_of(request)) if request.shuffled else rows
 
     def _held_out(self, node: int) -> Rows:
         return self.data(node).held_out
@@ -259,6 +285,16 @@ class TrainingWorkload:
         """Of the order of examples: 63 bits of a hash over seed, node and checkpoint."""
         name = f"citrate/training/{self.seed}/{request.node}/{request.checkpoint}"
         return int.from_bytes(sha256(name.encode()).digest()[:8], "big") >> 1
+
+
+def _shuffled(rows: Rows, seed: int) -> Rows:
+    """The same tokens of every example in another order: what follows what is no longer true."""
+    generator = np.random.Generator(np.random.PCG64(seed))
+    out = rows.copy()
+    for row in out:
+        filled = int((row != PAD).sum())
+        row[:filled] = generator.permutation(row[:filled])
+    return out
 
 
 def _factor(manifest: Manifest) -> Any:

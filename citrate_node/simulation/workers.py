@@ -41,7 +41,7 @@ class ShardedWorkload(ABC):
         self._local = make()
 
     @abstractmethod
-    def _ask(self, calls: dict[int, Call]) -> dict[int, Any]:
+    def ask(self, calls: dict[int, Call]) -> dict[int, Any]:
         """One call per shard, all at once; the answers by shard. Raises ServiceError where one is lost."""
 
     @abstractmethod
@@ -64,19 +64,37 @@ class ShardedWorkload(ABC):
     def measure(self, requests: Sequence[MeasureRequest]) -> list[Improvement]:
         return self._share("measure", requests, [request.node for request in requests])
 
+    def losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> list[int]:
+        places = {node: place for place, node in enumerate(nodes)}
+        shares = self._shares(nodes)
+        answers = self.ask({shard: ("losses", (weights, share)) for shard, share in shares.items()})
+        results = [0] * len(nodes)
+        for shard, share in shares.items():
+            for node, loss in zip(share, answers[shard], strict=True):
+                results[places[node]] = loss
+        return results
+
+    def figures(self, weights: Sequence[AdapterWeights]) -> list[dict[str, float]]:
+        found: list[dict[str, float]] = self.ask({0: ("figures", (weights,))})[0]
+        return found
+
     def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
         """One integer per shard, added up here."""
+        shares = self._shares(nodes)
+        answers = self.ask({shard: ("loss_sum", (weights, share)) for shard, share in shares.items()})
+        return sum(answers.values())
+
+    def _shares(self, nodes: Sequence[int]) -> dict[int, list[int]]:
         shares: dict[int, list[int]] = {}
         for node in nodes:
             shares.setdefault(node % self.shards, []).append(node)
-        answers = self._ask({shard: ("loss_sum", (weights, share)) for shard, share in shares.items()})
-        return sum(answers.values())
+        return shares
 
     def _share(self, method: str, requests: Sequence[Any], nodes: Sequence[int]) -> list[Any]:
         places: dict[int, list[int]] = {}
         for place, node in enumerate(nodes):
             places.setdefault(node % self.shards, []).append(place)
-        answers = self._ask(
+        answers = self.ask(
             {shard: (method, ([requests[i] for i in share],)) for shard, share in places.items()}
         )
         results: list[Any] = [None] * len(requests)
@@ -104,7 +122,7 @@ class ProcessWorkload(ShardedWorkload):
             self._pipes.append(ours)
             self._processes.append(process)
 
-    def _ask(self, calls: dict[int, Call]) -> dict[int, Any]:
+    def ask(self, calls: dict[int, Call]) -> dict[int, Any]:
         answers = {}
         try:
             for shard, call in calls.items():
@@ -174,7 +192,7 @@ class RayWorkload(ShardedWorkload):
         actor = ray.remote(num_cpus=1)(_Shard)
         self._actors = [actor.remote(make) for _ in range(self.shards)]
 
-    def _ask(self, calls: dict[int, Call]) -> dict[int, Any]:
+    def ask(self, calls: dict[int, Call]) -> dict[int, Any]:
         futures = [
             self._actors[shard].call.remote(method, arguments) for shard, (method, arguments) in calls.items()
         ]

@@ -35,6 +35,8 @@ class TrainRequest:
     """The tensors that move, a subset of the weights'."""
     values: Values
     """Their values at the start, flat in manifest order."""
+    shuffled: bool = False
+    """On data whose order is destroyed, as a dishonest mentor's may be (attacks.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +96,11 @@ class Workload(Protocol):
     def measure(self, requests: Sequence[MeasureRequest]) -> list[Improvement]:
         """Per request, improvement on the base model."""
 
-    def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
-        """Sum over these nodes of the loss on their own held-out data, in whole `loss_unit`ths.
+    def losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> list[int]:
+        """Of each of these nodes the loss on its own held-out data, in whole `loss_unit`ths."""
 
-        An integer, so that the sums of shards add up to the same in any order.
-        """
+    def loss_sum(self, weights: AdapterWeights, nodes: Sequence[int]) -> int:
+        """The sum of `losses`. An integer, so that sums of shards add up to the same in any order."""
+
+    def figures(self, weights: Sequence[AdapterWeights]) -> list[dict[str, float]]:
+        """Per adapter, name to loss on held-out data that all nodes share; empty where there is none."""

@@ -1,0 +1,133 @@
+"""What a run of the rounds engine is made of, and what each of its checkpoints gives. See rounds.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from ..errors import ConfigError
+from ..protocol.methods import moving_factor
+from ..protocol.preset import ONE_PPM, Preset
+from .attacks import HONEST, check_attack, kinds_of
+from .round_nodes import ShardNodes
+from .synthetic import SyntheticTask
+from .training_workload import TrainingOptions, TrainingWorkload
+from .workload import Workload
+
+SHARING = ("mentorship", "equal", "alone")
+METHODS = ("", "stack", "adaptive")
+"""Beside the preset's own: products averaged exactly, and that only where the spread of the deltas asks for
+it. Both are floating point: for comparison, not for a vote."""
+
+
+@dataclass(frozen=True)
+class RoundsOptions:
+    """Everything that a run depends on."""
+
+    preset: Preset
+    nodes: int
+    checkpoints: int
+    seed: int = 0
+    sharing: str = "mentorship"
+    method: str = ""
+    """"stack" or "adaptive" in place of the preset's method; with sharing "equal" alone."""
+    spread_max: float = 0.05
+    """adaptive: the relative error of averaging factors above which products are averaged."""
+    error_feedback: bool = True
+    attack: str = ""
+    attack_share_ppm: int = 0
+    """Part of the nodes that are dishonest."""
+    evaluators_lie: bool = True
+    """Whether the dishonest also praise each other's deltas and slander all others."""
+    spread: float = 0.5
+    """Synthetic task: size of a node's own share of its target; 0 is IID."""
+    width: int = 12
+    """Synthetic task: in_features and out_features."""
+    training: TrainingOptions | None = None
+    """How nodes train real adapters; None: the synthetic task."""
+
+    def __post_init__(self) -> None:
+        check_attack(self.attack)
+        if not 2 <= self.nodes <= 100_000:
+            raise ConfigError(f"nodes is {self.nodes}, must lie between 2 and 100,000")
+        if self.sharing not in SHARING:
+            raise ConfigError(f"sharing is {self.sharing!r}, must be one of {', '.join(SHARING)}")
+        if self.method not in METHODS:
+            raise ConfigError(f"method is {self.method!r}, must be empty or one of {', '.join(METHODS[1:])}")
+        if self.method and self.sharing != "equal":
+            raise ConfigError(f'method {self.method!r} needs sharing = "equal": it cannot be voted on')
+        if not 0 <= self.attack_share_ppm < ONE_PPM:
+            raise ConfigError(f"attack_share_ppm is {self.attack_share_ppm}, must be below 1,000,000")
+        if self.sharing == "alone" and self.attack:
+            raise ConfigError('sharing = "alone" has nobody to attack')
+
+    @property
+    def moving(self) -> str:
+        """The method by which tensors move."""
+        return "factor_mean" if self.method else self.preset.method
+
+    def workload(self) -> Workload:
+        """The task that these options ask for."""
+        if self.training is not None:
+            return TrainingWorkload(self.seed, self.nodes, self.training)
+        factor = moving_factor(self.moving, 1)
+        return SyntheticTask(self.seed, self.nodes, self.width, spread=self.spread, factor=factor)
+
+    def shard(self) -> ShardNodes:
+        """What a worker holds; picklable as a partial of this."""
+        return ShardNodes(self.workload(), self.seed, self.kinds, self.error_feedback)
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """By node number: "honest" or the attack."""
+        return kinds_of(self.nodes, self.attack, self.attack_share_ppm)
+
+
+@dataclass(frozen=True)
+class NodeRound:
+    """One node in one checkpoint."""
+
+    node: int
+    kind: str
+    signal_bytes: int
+    """0 where it was not drawn."""
+    weight: int
+    """Part of 2**16 with which its delta entered the average."""
+    score_ppm: int | None
+    is_copy: bool
+    reputation_ppm: int
+    credibility_ppm: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a checkpoint gave."""
+
+    number: int
+    weights_hash: str
+    record_hash: str
+    """Empty where nothing is voted on."""
+    loss: float
+    """Mean of the honest nodes' losses on their own held-out data."""
+    worst_node: float
+    figures: dict[str, float]
+    """Losses on data that all share, and "product_error" where both factors moved."""
+    sent_bytes: int
+    """Delta files announced in this checkpoint, each once."""
+    promoted: bool
+    accuracy_ppm: int
+    nodes: tuple[NodeRound, ...]
+
+    @property
+    def dishonest_weight_ppm(self) -> int:
+        """The dishonest nodes' part of the average."""
+        whole = sum(each.weight for each in self.nodes)
+        theirs = sum(each.weight for each in self.nodes if each.kind != HONEST)
+        return theirs * ONE_PPM // whole if whole else 0
+
+    @property
+    def honest_excluded_ppm(self) -> int:
+        """Part of the honest signals that did not enter the average."""
+        sent = [each for each in self.nodes if each.kind == HONEST and each.signal_bytes]
+        out = sum(each.weight == 0 for each in sent)
+        return out * ONE_PPM // len(sent) if sent else 0
