@@ -5,9 +5,6 @@
 
 Method freeze_a at the rate that training_methods.py chose, eight nodes, alpha 0.3, seeds 1 to 5; differences
 to float32 deltas are paired by seed. Targets: 1/16 of the float32 bytes without loss, 1/64 within 1 %.
-
-Two densities that the protocol has no codec for, topk_6 and topk_25, show what a better packing would buy:
-their sizes are also counted with the distances between places in Rice codes instead of twelve bits a place.
 About 15 minutes of one core.
 """
 
@@ -17,26 +14,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-from training_scene import (
-    DELTA_LIMITS,
-    FIGURES,
-    Book,
-    Network,
-    Setting,
-    cell,
-    figures_of,
-    make_trainer,
-    markdown,
-    run,
-)
-
-from citrate_node.protocol.codecs import CODECS, codec, decode_delta
-from citrate_node.protocol.codecs.topk import BLOCK, TopK
-from citrate_node.protocol.tensors import Int64Array
-
-CODECS.update({"topk_6": TopK("topk_6", kept=256), "topk_25": TopK("topk_25", kept=1024)})
-"""For this comparison alone."""
+from training_scene import FIGURES, Book, Network, Setting, cell, figures_of, make_trainer, markdown, run
 
 NODES, CHECKPOINTS, SEEDS = 8, 10, (1, 2, 3, 4, 5)
 RATE = 0.01
@@ -44,50 +22,24 @@ COMPARED = [
     Setting("freeze_a", RATE),
     *(
         Setting("freeze_a", RATE, codec=name)
-        for name in ("int8", "int4", "topk_12", "topk_3", "topk", "topk_1")
+        for name in ("int8", "int4", "topk_48", "topk_8", "topk_12", "topk_3", "topk", "topk_1")
     ),
-    *(Setting("freeze_a", RATE, codec=n, feedback=False) for n in ("int4", "topk_12", "topk_3", "topk")),
-    *(Setting("freeze_a", RATE, codec=n, feedback_keep=0.8) for n in ("topk_12", "topk_3", "topk")),
-    *(Setting("freeze_a", RATE, codec=name) for name in ("topk_6", "topk_25")),
+    *(Setting("freeze_a", RATE, codec=n, feedback=False) for n in ("int4", "topk_48", "topk_8")),
+    *(Setting("freeze_a", RATE, codec=n, feedback_keep=0.8) for n in ("topk_48", "topk_8")),
 ]
-
-
-def rice_bytes(values: Int64Array) -> float:
-    """Bytes of a topk payload whose places are written as distances in Rice codes.
-
-    values: int64 (count,), decoded. Per entry the distance to the one before in the best Rice parameter for
-    this file, and 2 bits; per block of 4096 the two 16-bit levels; the counts are not needed any more.
-    Source: Rice 1979, JPL 79-22; with a parameter m a distance d takes (d >> m) + 1 + m bits.
-    """
-    places = np.flatnonzero(values)
-    gaps = np.diff(places, prepend=-1) - 1
-    bits = min(int((gaps >> m).sum()) + len(gaps) * (1 + m) for m in range(13))
-    return (bits + 2 * len(gaps)) / 8 + 4 * -(-values.size // BLOCK)
 
 
 def compare(book: Book) -> None:
     trainer = make_trainer()
-    for seed in SEEDS:
-        for setting in COMPARED:
+    for setting in COMPARED:
+        for seed in SEEDS:
             key = {"seed": seed, "checkpoints": CHECKPOINTS, **asdict(setting)}
             if book.has(**key):
                 continue
             network = Network.make(trainer, NODES, seed)
             losses = run(network, setting, CHECKPOINTS)
             sent = network.signal_bytes
-            row = {**key, **losses, "signal_bytes": sum(sent) / len(sent)}
-            if setting.codec.startswith("topk"):
-                row["rice_bytes"] = _rice_bytes_of_one(network, setting)
-            book.add(row)
-
-
-def _rice_bytes_of_one(network: Network, setting: Setting) -> float:
-    """Mean over the nodes' signals of one more checkpoint."""
-    checkpoint = CHECKPOINTS + 1
-    files = network.send(setting, checkpoint, network.deltas(setting, checkpoint))
-    chosen, manifest = codec(setting.codec), network.moving(setting, checkpoint)
-    sizes = [rice_bytes(decode_delta(data, chosen, manifest, DELTA_LIMITS)) for data in files]
-    return sum(sizes) / len(sizes)
+            book.add({**key, **losses, "signal_bytes": sum(sent) / len(sent)})
 
 
 def table(book: Book) -> str:
@@ -101,10 +53,8 @@ def table(book: Book) -> str:
         sent = sum(row["signal_bytes"] for row in found) / len(found)
         feedback = f"keeps {setting.feedback_keep:g}" if setting.feedback else "none"
         name = [setting.codec, feedback, str(len(found))]
-        packed = [row["rice_bytes"] for row in found if "rice_bytes" in row]
-        rice = f"1/{whole[0]['signal_bytes'] * len(packed) / sum(packed):.1f}" if packed else ""
         part = f"1/{whole[0]['signal_bytes'] / sent:.1f}"
-        rows.append([*name, f"{sent:,.0f}", part, rice, *figures_of(found)])
+        rows.append([*name, f"{sent:,.0f}", part, *figures_of(found)])
         if setting.codec != "float32":
             cells = [
                 cell((100 * (r[f] / reference[r["seed"]][f] - 1) for r in found if r["seed"] in reference), 2)
@@ -116,15 +66,7 @@ def table(book: Book) -> str:
         f"freeze_a at {RATE:g}, alpha 0.3, rank 8, seeds {SEEDS[0]} to {SEEDS[-1]}; "
         "nats per byte, mean and 95 % interval\n\n"
         + markdown(
-            [
-                "codec",
-                "error feedback",
-                "seeds",
-                "bytes per signal",
-                "of float32",
-                "with Rice codes",
-                *FIGURES,
-            ],
+            ["codec", "error feedback", "seeds", "bytes per signal", "of float32", *FIGURES],
             rows,
         )
         + "\n\nLoss against float32 deltas in per cent, paired by seed (above zero is worse)\n\n"

@@ -7,6 +7,7 @@ tests/vectors/codecs.json pins bytes of every codec; write it anew with
 from __future__ import annotations
 
 import json
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from hypothesis.extra.numpy import arrays
 from citrate_node.protocol.codecs import CODECS, codec
 from citrate_node.protocol.codecs.int4 import LEVELS
 from citrate_node.protocol.codecs.scales import pack_scales, unpack_scales
+from citrate_node.protocol.codecs.topk import TopK
 from citrate_node.protocol.tensors import DELTA_MAX, FormatError, delta_to_grid
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "codecs.json"
@@ -87,7 +89,7 @@ def test_int4_is_the_nearest_level_of_its_block(values: np.ndarray) -> None:
     assert codec("int4").decode(data, values.size).tolist() == int4_by_definition(values)
 
 
-def topk_by_definition(values: np.ndarray, kept: int) -> list[int]:
+def topk_by_definition(values: np.ndarray, kept: int, levels: int) -> list[int]:
     decoded = [0] * len(values)
     for start in range(0, len(values), 4096):
         block = values[start : start + 4096]
@@ -98,23 +100,98 @@ def topk_by_definition(values: np.ndarray, kept: int) -> list[int]:
         if not entries:
             continue
         mean = sum(abs(grid[i]) for i in entries) // len(entries)
-        large = [i for i in entries if abs(grid[i]) > mean] or entries
-        small = [i for i in entries if i not in large]
-        levels = [rounded_down(sum(abs(grid[i]) for i in g) // max(len(g), 1)) for g in (large, small)]
-        if levels[0] == levels[1]:
+        large = [i for i in entries if abs(grid[i]) > mean and levels == 2] or entries
+        small = [i for i in entries if i not in set(large)]
+        both = [rounded_down(sum(abs(grid[i]) for i in g) // max(len(g), 1)) for g in (large, small)]
+        if both[0] == both[1]:
             large, small = entries, []
-        for group, level in ((large, levels[0]), (small, levels[1])):
+        for group, level in ((large, both[0]), (small, both[1])):
             for i in group:
                 decoded[start + i] = level if grid[i] > 0 else -level
     return decoded
 
 
-@given(values_of[5000], st.sampled_from([("topk_1", 41), ("topk", 64), ("topk_12", 512)]))
-def test_topk_is_two_levels_of_the_largest_values(values: np.ndarray, chosen: tuple[str, int]) -> None:
-    name, kept = chosen
-    data = codec(name).encode(values)
-    assert codec(name).decode(data, values.size).tolist() == topk_by_definition(values, kept)
-    assert len(data) <= codec(name).size_bytes_max(values.size)
+TOPK = {name: each for name, each in CODECS.items() if isinstance(each, TopK)}
+
+
+def bits_as_bytes(bits: list[int]) -> bytes:
+    return sum(bit << i for i, bit in enumerate(bits)).to_bytes(-(-len(bits) // 8), "little")
+
+
+def topk_file(
+    levels: list[int],
+    places: list[int],
+    negative: list[int],
+    large: list[int] | None = None,
+    low_bits: int = 5,
+    count: int | None = None,
+) -> bytes:
+    """The payload that the class describes, bit by bit; what no encoder writes can be written, too."""
+    distances = [b - a - 1 for a, b in zip([-1, *places], places, strict=False)]
+    return b"".join(
+        (
+            (len(places) if count is None else count).to_bytes(4, "little"),
+            b"".join(level.to_bytes(2, "little") for level in levels),
+            bits_as_bytes(negative),
+            bits_as_bytes(large or []),
+            bits_as_bytes([d >> i & 1 for d in distances for i in range(low_bits)]),
+            bits_as_bytes([bit for d in distances for bit in [0] * (d >> low_bits) + [1]]),
+        )
+    )
+
+
+@pytest.mark.parametrize("name", TOPK)
+@settings(max_examples=30)
+@given(values_of[5000])
+def test_topk_is_the_mean_of_the_largest_values(name: str, values: np.ndarray) -> None:
+    chosen = TOPK[name]
+    data = chosen.encode(values)
+    decoded = topk_by_definition(values, chosen.kept, chosen.levels)
+    assert chosen.decode(data, values.size).tolist() == decoded
+    assert len(data) <= chosen.size_bytes_max(values.size)
+
+
+@pytest.mark.parametrize("name", TOPK)
+@settings(max_examples=30)
+@given(values_of[5000])
+def test_topk_bytes_are_those_of_the_layout(name: str, values: np.ndarray) -> None:
+    """Written once more from what they decode to: nothing else decides them."""
+    chosen = TOPK[name]
+    data = chosen.encode(values)
+    decoded = chosen.decode(data, values.size).tolist()
+    places = [i for i, value in enumerate(decoded) if value]
+    levels, large = [], []
+    for start in range(0, len(decoded), 4096):
+        used = sorted({abs(value) for value in decoded[start : start + 4096]} - {0})
+        padded = [0] * (chosen.levels - len(used)) + used
+        levels += pack_scales(np.array(padded)).tolist()
+        large += [int(abs(v) == padded[-1]) for v in decoded[start : start + 4096] if v]
+    negative = [int(decoded[i] < 0) for i in places]
+    assert data == topk_file(
+        levels, places, negative, large if chosen.levels == 2 else None, low_bits=chosen.low_bits
+    )
+
+
+@given(st.sets(st.integers(0, 9999), min_size=1, max_size=60), st.data())
+def test_whatever_distances_occur_are_read_as_they_were_written(
+    places: set[int], data: st.DataObject
+) -> None:
+    """From neighbours to the whole vector without an entry."""
+    values = np.zeros(10_000, np.float32)
+    for place in places:
+        values[place] = data.draw(st.sampled_from([1.0, -1.0]))
+    decoded = codec("topk_3").decode(codec("topk_3").encode(values), values.size)
+    assert decoded.tolist() == (values.astype(np.float64) * 2**32).astype(np.int64).tolist()
+
+
+@pytest.mark.parametrize("name", TOPK)
+@given(count=st.integers(1, 20_000), kind=st.sampled_from(["first", "last", "random"]))
+def test_no_topk_payload_is_longer_than_is_told_beforehand(name: str, count: int, kind: str) -> None:
+    """The longest distances are those of a vector whose entries stand at the end of each block."""
+    ramp = np.arange(count, dtype=np.float32) % 4096 + 1
+    values = {"first": 1 / ramp, "last": ramp / 4096, "random": np.sin(ramp * 1000)}[kind]
+    data = codec(name).encode(values.astype(np.float32))
+    assert len(data) <= codec(name).size_bytes_max(count)
 
 
 @pytest.mark.parametrize("name", CODECS)
@@ -168,38 +245,77 @@ def test_int4_payloads_that_no_encoder_writes_are_refused_by_name() -> None:
     assert reason_of("int4", data + b"\x00", 3) == "payload_size"
 
 
-def topk_payload(count: int, levels: tuple[int, int], places: int, codes: int) -> bytes:
-    """One block: `places` and `codes` as whole numbers, lower entries in the lower bits."""
-    head = count.to_bytes(2, "little") + b"".join(level.to_bytes(2, "little") for level in levels)
-    return head + places.to_bytes(-(-12 * count // 8), "little") + codes.to_bytes(-(-count // 4), "little")
-
-
 def test_topk_payloads_that_no_encoder_writes_are_refused_by_name() -> None:
     values = np.zeros(4096, np.float32)
-    values[[3, 700, 4095]] = [3.0, -1.0, 1.0]
-    places = 3 | 700 << 12 | 4095 << 24
-    low, high = (int(pack_scales(np.array([v << 32]))[0]) for v in (1, 3))
-    assert codec("topk").encode(values) == topk_payload(3, (low, high), places, 0b00_10_01)
+    values[[3, 700, 4095]] = [1.0, -1.0, 1.0]
+    (one,) = (int(pack_scales(np.array([1 << 32]))[0]),)
+    places, negative = [3, 700, 4095], [0, 1, 0]
+    right = topk_file([one], places, negative)
+    assert codec("topk").encode(values) == right
+    many = list(range(65))
     for broken, reason in [
-        (topk_payload(3, (low, high), 700 | 3 << 12 | 4095 << 24, 0b00_10_01), "places_order"),
-        (topk_payload(3, (low, high), 3 | 3 << 12 | 4095 << 24, 0b00_10_01), "places_order"),
-        (topk_payload(3, (low, high), places | 1 << 36, 0b00_10_01), "padding"),
-        (topk_payload(3, (low, high), places, 0b01_00_10_01), "padding"),
-        (topk_payload(3, (high, low), places, 0b00_10_01), "block_not_canonical"),
-        (topk_payload(3, (high, high), places, 0b00_10_01), "block_not_canonical"),
-        (topk_payload(3, (low, high), places, 0b01_11_01), "block_not_canonical"),
-        (topk_payload(3, (low, high), places, 0b00_10_00), "block_not_canonical"),
-        (topk_payload(3, (0, high), places, 0b00_10_01), "block_not_canonical"),
-        (topk_payload(3, (low, 0xFFFF), places, 0b00_10_01), "block_not_canonical"),
-        (topk_payload(0, (0, high), 0, 0), "block_not_canonical"),
-        (topk_payload(65, (low, high), 0, 0), "too_many_entries"),
-        (topk_payload(3, (low, high), places, 0b00_10_01) + b"\x00", "payload_size"),
+        (topk_file([one], places, [0, 1, 0, 1]), "padding"),
+        (topk_file([0], places, negative), "block_not_canonical"),
+        (topk_file([0xFFFF], places, negative), "block_not_canonical"),
+        (topk_file([one], [], []), "block_not_canonical"),
+        (topk_file([one], many, [0] * 65), "too_many_entries"),
+        (topk_file([one], places, negative, count=0xFFFFFFFF), "too_many_entries"),
+        (topk_file([one], [3, 700, 4096], negative), "places_range"),
+        (topk_file([one], [3, 700, 4127], negative), "places_range"),
+        (topk_file([one], [3, 700], [0, 1]) + b"\x00", "padding"),
+        (right + b"\x00", "payload_size"),
+        (right[:-1], "padding"),  # what is left ends in a byte of zeros
+        (right[:8], "payload_size"),
+        (right[:3], "payload_size"),
         (b"", "payload_size"),
     ]:
         assert reason_of("topk", broken, 4096) == reason
-    short = topk_payload(1, (0, high), 100, 0b01)
-    assert codec("topk").decode(short, 101).tolist() == [0] * 100 + [3 << 32]
+    padded = bytearray(right)
+    padded[8] |= 1 << 7  # behind three times five low bits
+    assert reason_of("topk", bytes(padded), 4096) == "padding"
+    short = topk_file([one], [100], [0])
+    assert codec("topk").decode(short, 101).tolist() == [0] * 100 + [1 << 32]
     assert reason_of("topk", short, 100) == "places_range"
+    twice = topk_file([one, one], many, [0] * 65, count=65)
+    assert reason_of("topk", twice, 8192) == "too_many_entries"  # all in the first block of two
+
+
+def test_topk_payloads_with_two_levels_that_no_encoder_writes_are_refused_by_name() -> None:
+    values = np.zeros(4096, np.float32)
+    values[[3, 700, 4095]] = [3.0, -1.0, 1.0]
+    places, negative, large = [3, 700, 4095], [0, 1, 0], [1, 0, 0]
+    low, high = (int(pack_scales(np.array([v << 32]))[0]) for v in (1, 3))
+
+    def two(levels: list[int], large: list[int]) -> bytes:
+        return topk_file(levels, places, negative, large, low_bits=0)
+
+    assert codec("topk_48").encode(values) == two([low, high], large)
+    for broken, reason in [
+        (two([high, low], large), "block_not_canonical"),
+        (two([high, high], large), "block_not_canonical"),
+        (two([low, high], [1, 1, 1]), "block_not_canonical"),
+        (two([low, high], [0, 0, 0]), "block_not_canonical"),
+        (two([0, high], large), "block_not_canonical"),
+        (two([low, 0xFFFF], large), "block_not_canonical"),
+        (two([low, high], [1, 0, 0, 1]), "padding"),
+        (topk_file([0, high], [], [], [], low_bits=0), "block_not_canonical"),
+        (topk_file([low, high], places, negative, large, low_bits=0, count=2), "entries_count"),
+        (topk_file([low, high], places, negative, large, low_bits=0, count=4), "entries_count"),
+    ]:
+        assert reason_of("topk_48", broken, 4096) == reason
+
+
+@pytest.mark.parametrize("claimed", [0, 1, 320 * 1024, 0xFFFFFFFF])
+def test_a_hostile_topk_payload_costs_no_more_memory_than_its_own_length_allows(claimed: int) -> None:
+    """Neither a count nor a distance can claim what the bytes do not hold."""
+    count = 4096 * 1024
+    data = claimed.to_bytes(4, "little") + bytes(codec("topk_8").size_bytes_max(count) - 5) + b"\x80"
+    tracemalloc.start()
+    with pytest.raises(FormatError, match=r"payload_size|too_many_entries|entries_count"):
+        codec("topk_8").check(data, count)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * len(data) + (1 << 16)
 
 
 def test_float32_payloads_off_the_grid_are_refused_by_name() -> None:
@@ -224,7 +340,14 @@ def test_values_that_a_broken_trainer_gives_are_refused_by_name(name: str, value
 
 @pytest.mark.parametrize(
     ("name", "error_max", "bytes_least"),
-    [("int8", 0.0072, 3.9), ("int4", 0.092, 7.1), ("topk_12", 0.72, 18), ("topk", 0.95, 138)],
+    [
+        ("int8", 0.0072, 3.9),
+        ("int4", 0.092, 7.1),
+        ("topk_48", 0.352, 16),
+        ("topk_12", 0.72, 46),
+        ("topk_8", 0.80, 64),
+        ("topk", 0.95, 230),
+    ],
 )
 def test_gaussian_deltas_lose_no_more_than_the_codec_says(name, error_max, bytes_least) -> None:
     """int4 must not be worse than NF4 with blocks of 64, which has 0.092 at the same 4.5 bits."""

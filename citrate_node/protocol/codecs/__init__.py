@@ -36,10 +36,12 @@ CODECS: dict[str, Codec] = {
         Plain(),
         Int8(),
         Int4(),
-        TopK("topk", kept=64),  # 1.6 % of the values, 1/138 of the float32 bytes
-        TopK("topk_1", kept=41),  # 1 %, 1/210
-        TopK("topk_3", kept=128),  # 3.1 %, 1/71
-        TopK("topk_12", kept=512),  # 12.5 %, 1/18
+        TopK("topk_1", kept=41, low_bits=6),  # 1 % of the values, 1/336 of the float32 bytes
+        TopK("topk", kept=64, low_bits=5),  # 1.6 %, 1/233
+        TopK("topk_3", kept=128, low_bits=4),  # 3.1 %, 1/134
+        TopK("topk_8", kept=320, low_bits=3),  # 7.8 %, 1/66
+        TopK("topk_12", kept=512, low_bits=2),  # 12.5 %, 1/47
+        TopK("topk_48", kept=1966, low_bits=0, levels=2),  # 48 %, 1/16
     )
 }
 """Every codec that a preset may name."""

@@ -1,8 +1,11 @@
-"""topk: of every 4096 values only the largest, two bits each and twelve for the place.
+"""topk: of every 4096 values only the largest; their places as distances in Rice codes, their sizes as one
+or two levels a block.
 
-Pure. With 64 of 4096 kept an entry costs 14 bits and a block 6 bytes: 1/138 of the float32 bytes. What is
-left out stays with the mentor (delta.error_feedback) and is sent once it has grown. Source: SparseLoCo,
-Sarfi et al. 2025, arXiv:2508.15706, sections 3 and 4; there a block is a 64 x 64 tile, here a run of values.
+Pure. With 8 % kept and one level an entry costs 6.1 bits, and a payload 1/66 of the float32 bytes. What is
+left out stays with the mentor (delta.error_feedback), to be sent once it has grown. Sources: SparseLoCo, Sarfi
+et al. 2025, arXiv:2508.15706, sections 3 and 4, where a block is a 64 x 64 tile, here a run of values, and a
+place takes twelve bits; Rice 1979, JPL 79-22. The parts of the codes lie apart, as in Elias 1974, JACM 21(2),
+so that all entries are read at once and not one after the other.
 """
 
 from __future__ import annotations
@@ -19,7 +22,9 @@ from .base import Codec, Payload, checked_values, ranges
 from .scales import Codes16, pack_scales, unpack_scales
 
 BLOCK = 4096
-"""Values from which the largest are chosen; a place within it takes 12 bits."""
+"""Values from which the largest are chosen, and which share their levels."""
+
+BLOCK_BITS = 12
 
 CHUNK = 16 * BLOCK
 """Values encoded at a time: the temporaries stay in the cache."""
@@ -27,45 +32,56 @@ CHUNK = 16 * BLOCK
 KERNEL_CHUNK = 256 * BLOCK
 """The same with kernels, whose temporaries are only the entries kept."""
 
+COUNT_BYTES = 4
+"""Of the number of entries, with which a payload begins."""
+
 Bytes = npt.NDArray[np.uint8]
+Bits = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
 class _Entries:
-    """A payload's parts: per block, and per entry from the first block's to the last's."""
-
-    counts: Int64Array
-    """Entries of each block."""
+    """What is kept of some consecutive blocks, in the order of places."""
 
     levels: Codes16
-    """(blocks, 2): the smaller and the larger magnitude, as scales.py writes them."""
+    """(blocks, 1 or 2): the magnitudes, the smaller one first, as scales.py writes them."""
 
     places: Int64Array
-    """Of each entry within its block."""
+    """Of each entry, from the first value of the first block; ascending."""
 
-    codes: Bytes
-    """Of each entry: 1 for the larger magnitude, plus 2 when it is negative."""
+    negative: Bits
+    """Of each entry."""
+
+    large: Bits | None
+    """Which entries are of the larger level; None where there is one level."""
 
 
 class TopK(Codec):
-    """Layout: counts uint16 (blocks,), levels uint16 (blocks, 2), places 12 bits each, codes 2 bits each.
+    """Layout: number of entries uint32; levels uint16 (blocks, levels); one bit for each entry that is
+    negative; with two levels one bit for each entry of the larger one; the low_bits lowest bits of each
+    distance; for each distance its other bits as so many zeros and a one. A distance is how many values lie
+    between an entry and the one before, or the start.
 
-    All little-endian, lower bits first, each of the last two parts filled up with zero bits to whole bytes.
-    Kept are the `kept` largest of each block by |value|, the earlier of equal ones (of a shorter last block
-    in proportion, at least one), unless they are 0 on the grid. They stand for two magnitudes: the mean of
-    those above the mean of all, and the mean of the rest, each rounded down to a 16-bit scale.
-    One spelling: places ascend within a block; the larger level is used; the smaller is used or zero, and is
-    below the larger; a block without entries has no levels.
+    All little-endian, lower bits first, each part filled up with zero bits to whole bytes; so the last byte
+    holds a one. Kept are the `kept` largest of each block by |value|, the earlier of equal ones (of a shorter
+    last block in proportion, at least one), unless they are 0 on the grid. With one level they stand for the
+    mean of their magnitudes, with two for the mean of those above the mean of all and the mean of the rest,
+    each mean rounded down to a 16-bit scale.
+    One spelling: a block has a level if and only if it has entries; of two levels the larger is used, the
+    smaller is used or zero, and is below the larger.
     """
 
-    def __init__(self, name: str, kept: int) -> None:
+    def __init__(self, name: str, kept: int, low_bits: int, levels: int = 1) -> None:
+        """kept: of 4096. low_bits: those that are near log2(ln 2 * 4096 / kept) make the shortest files."""
         self.name = name
         self.kept = kept
+        self.low_bits = low_bits
+        self.levels = levels
 
     def size_bytes_max(self, count: int) -> int:
-        """When every block keeps all it may."""
+        """When every block keeps all it may, and as much as can be lies in the distances."""
         total = int(self._kept_of_blocks(count).sum())
-        return _size(_blocks(count), total)
+        return self._fixed_bytes(count, total) + self._distance_bytes_max(count, total)
 
     def encode(self, values: Float32Array) -> bytes:
         """See the class; float32 (count,) in, at most size_bytes_max(count) bytes out."""
@@ -76,7 +92,7 @@ class TopK(Codec):
             flat = checked_values(flat)  # also where the kernel met a value that it refuses
             parts = self._encode_parts(flat, None, CHUNK)
         assert parts is not None
-        return _write(parts)
+        return self._write(parts)
 
     def check(self, data: Payload, count: int) -> None:
         """Lengths, and the one spelling that the class describes."""
@@ -84,16 +100,16 @@ class TopK(Codec):
 
     def decode_range(self, data: Payload, count: int, start: int, stop: int) -> Int64Array:
         """Zeros, and the entries whose places lie in the range."""
-        positions, values = _positions(self._parse(data, count))
-        inside = slice(*np.searchsorted(positions, [start, stop]))
+        entries = self._parse(data, count)
+        inside = slice(*np.searchsorted(entries.places, [start, stop]))
         out = np.zeros(stop - start, dtype=np.int64)
-        out[positions[inside] - start] = values[inside]
+        out[entries.places[inside] - start] = _values(entries, inside)
         return out
 
     def accumulate(self, data: Payload, count: int, weight: int, accumulator: Int64Array) -> None:
         """Touches the accumulator only where there are entries."""
-        positions, values = _positions(self._checked(data, count))
-        accumulator[positions] += weight * values
+        entries = self._checked(data, count)
+        accumulator[entries.places] += weight * _values(entries, slice(None))
 
     def _encode_parts(
         self, flat: Float32Array, kernels: ModuleType | None, chunk: int
@@ -102,7 +118,9 @@ class TopK(Codec):
         kept = self._kept_of_blocks(flat.size)
         parts = []
         for start, stop in ranges(0, flat.size, chunk):
-            part = _encode_blocks(flat[start:stop], kept[start // BLOCK : _blocks(stop)], kernels)
+            part = _encode_blocks(
+                flat[start:stop], kept[start // BLOCK : _blocks(stop)], self.levels, kernels
+            )
             if part is None:
                 return None
             parts.append(part)
@@ -115,40 +133,75 @@ class TopK(Codec):
             kept[-1] = max(1, self.kept * (count % BLOCK) // BLOCK)
         return kept
 
+    def _fixed_bytes(self, count: int, total: int) -> int:
+        """Of everything but the distances' unary parts."""
+        levels = 2 * self.levels * _blocks(count)
+        return COUNT_BYTES + levels + self.levels * _bytes(total) + _bytes(self.low_bits * total)
+
+    def _distance_bytes_max(self, count: int, total: int) -> int:
+        """Of the unary parts: a one each, and no more zeros than the values that are left out allow."""
+        return _bytes(total + ((count - total) >> self.low_bits)) if total else 0
+
+    def _write(self, parts: list[_Entries]) -> bytes:
+        sizes = np.array([len(part.levels) * BLOCK for part in parts])
+        starts = np.cumsum(sizes) - sizes
+        places = np.concatenate([part.places + start for part, start in zip(parts, starts, strict=True)])
+        distances = np.diff(places, prepend=-1) - 1
+        low = distances[:, None] >> np.arange(self.low_bits) & 1
+        ends = np.cumsum((distances >> self.low_bits) + 1)
+        unary = np.zeros(int(ends[-1]) if ends.size else 0, dtype=np.bool_)
+        unary[ends - 1] = True
+        large = [part.large for part in parts if part.large is not None]
+        return b"".join(
+            (
+                places.size.to_bytes(COUNT_BYTES, "little"),
+                np.concatenate([part.levels for part in parts]).astype("<u2").tobytes(),
+                _packed(np.concatenate([part.negative for part in parts])),
+                _packed(np.concatenate(large)) if large else b"",
+                _packed(low.astype(np.bool_).reshape(-1)),
+                _packed(unary),
+            )
+        )
+
     def _parse(self, data: Payload, count: int) -> _Entries:
         """The parts, after a check of every length: nothing is allocated for one that is only claimed."""
-        blocks = _blocks(count)
-        if len(data) < 6 * blocks:
-            raise FormatError("payload_size", f"{len(data)} bytes for {count} values, at least {6 * blocks}")
-        counts = np.frombuffer(data, dtype="<u2", count=blocks).astype(np.int64)
-        if (counts > self._kept_of_blocks(count)).any():
-            raise FormatError("too_many_entries", f"a block keeps more than {self.kept} of {BLOCK}")
-        total = int(counts.sum())
-        if len(data) != _size(blocks, total):
-            raise FormatError("payload_size", f"{len(data)} bytes for {total} entries in {blocks} blocks")
-        levels = np.frombuffer(data, dtype="<u2", offset=2 * blocks, count=2 * blocks).astype(np.uint16)
-        packed = np.frombuffer(data, dtype=np.uint8, offset=6 * blocks)
-        split = _bytes_of_places(total)
-        places, codes = _unpack_places(packed[:split], total), _unpack_codes(packed[split:], total)
-        return _Entries(counts, levels.reshape(-1, 2), places, codes)
+        blocks, kept = _blocks(count), self._kept_of_blocks(count)
+        total = int.from_bytes(data[:COUNT_BYTES], "little")
+        if total > kept.sum():
+            raise FormatError("too_many_entries", f"{total} entries of {count} values, limit {kept.sum()}")
+        fixed = self._fixed_bytes(count, total)
+        if not fixed <= len(data) <= fixed + self._distance_bytes_max(count, total):
+            raise FormatError("payload_size", f"{len(data)} bytes for {total} entries of {count} values")
+        levels = np.frombuffer(data, dtype="<u2", offset=COUNT_BYTES, count=self.levels * blocks)
+        reader = _Reader(np.frombuffer(data, dtype=np.uint8, offset=COUNT_BYTES + levels.nbytes))
+        negative = reader.take(total)
+        large = reader.take(total) if self.levels == 2 else None
+        low = reader.take(self.low_bits * total).reshape(total, self.low_bits)
+        ends = np.flatnonzero(reader.rest())
+        if ends.size != total:
+            raise FormatError("entries_count", f"{ends.size} distances for {total} entries")
+        distances = (np.diff(ends, prepend=-1) - 1) << self.low_bits
+        for bit in range(self.low_bits):
+            distances |= low[:, bit].astype(np.int64) << bit
+        places = np.cumsum(distances + 1) - 1
+        if total and places[-1] >= count:
+            raise FormatError("places_range", f"place {int(places[-1])} of {count} values")
+        return _Entries(levels.astype(np.uint16).reshape(blocks, self.levels), places, negative, large)
 
     def _checked(self, data: Payload, count: int) -> _Entries:
         entries = self._parse(data, count)
-        blocks = np.repeat(np.arange(len(entries.counts)), entries.counts)
-        positions = blocks * BLOCK + entries.places
-        if positions.size and (np.diff(positions) <= 0).any():
-            raise FormatError("places_order", "places do not ascend within a block")
-        if positions.size and positions[-1] >= count:
-            raise FormatError("places_range", f"place {int(positions[-1])} of {count} values")
-        low, high = entries.levels[:, 0], entries.levels[:, 1]
-        large = np.bincount(blocks, weights=entries.codes & 1, minlength=len(entries.counts)).astype(np.int64)
-        small = entries.counts - large
-        empty = entries.counts == 0
-        right = np.where(
-            empty,
-            (low == 0) & (high == 0),
-            (large > 0) & (low < high) & ((small > 0) == (low > 0)),
-        )
+        blocks = entries.places >> BLOCK_BITS
+        counts = np.bincount(blocks, minlength=_blocks(count))
+        if (counts > self._kept_of_blocks(count)).any():
+            raise FormatError("too_many_entries", f"a block keeps more than {self.kept} of {BLOCK}")
+        high = entries.levels[:, -1]
+        if entries.large is None:
+            right = (high > 0) == (counts > 0)
+        else:
+            low = entries.levels[:, 0]
+            large = np.bincount(blocks[entries.large], minlength=len(counts))
+            empty = (counts == 0) & (low == 0) & (high == 0)
+            right = empty | ((large > 0) & (low < high) & ((counts > large) == (low > 0)))
         right &= unpack_scales(high) <= DELTA_MAX
         if not right.all():
             wrong = int(np.flatnonzero(~right)[0])
@@ -157,19 +210,42 @@ class TopK(Codec):
         return entries
 
 
+class _Reader:
+    """Bits of a payload's last parts, one part after the other."""
+
+    def __init__(self, data: Bytes) -> None:
+        self.data = data
+
+    def take(self, count: int) -> Bits:
+        """The next `count` bits; FormatError where those that fill up their last byte are not zero."""
+        part, self.data = self.data[: _bytes(count)], self.data[_bytes(count) :]
+        bits = np.unpackbits(part, bitorder="little").view(np.bool_)
+        if bits[count:].any():
+            raise FormatError("padding", "the bits that fill up a part are not zero")
+        return bits[:count]
+
+    def rest(self) -> Bits:
+        """All that is left; FormatError when its last byte is zero, and might be left out."""
+        if self.data.size and self.data[-1] == 0:
+            raise FormatError("padding", "the last byte has no bit")
+        return np.unpackbits(self.data, bitorder="little").view(np.bool_)
+
+
 def _blocks(count: int) -> int:
     return -(-count // BLOCK)
 
 
-def _size(blocks: int, total: int) -> int:
-    return 6 * blocks + _bytes_of_places(total) + -(-total // 4)
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)
 
 
-def _bytes_of_places(total: int) -> int:
-    return -(-12 * total // 8)
+def _packed(bits: Bits) -> bytes:
+    return np.packbits(bits, bitorder="little").tobytes()
 
 
-def _encode_blocks(flat: Float32Array, kept: Int64Array, kernels: ModuleType | None) -> _Entries | None:
+def _encode_blocks(
+    flat: Float32Array, kept: Int64Array, levels: int, kernels: ModuleType | None
+) -> _Entries | None:
     missing = -flat.size % BLOCK
     rows = (np.pad(flat, (0, missing)) if missing else flat).reshape(-1, BLOCK)
     places = _select_largest(rows, int(kept[0]), kernels)
@@ -180,10 +256,13 @@ def _encode_blocks(flat: Float32Array, kept: Int64Array, kernels: ModuleType | N
     places[-1, : kept[-1]], places[-1, kept[-1] :] = last[0], -1
     grid = delta_to_grid(np.take_along_axis(rows, np.maximum(places, 0), axis=1))
     magnitudes = np.where(places < 0, 0, np.abs(grid))
-    levels, large = _two_levels(magnitudes)
     used = magnitudes > 0
-    codes = (large | (grid < 0) << 1).astype(np.uint8)
-    return _Entries(used.sum(axis=1), levels, places[used], codes[used])
+    places += np.arange(len(rows))[:, None] << BLOCK_BITS
+    if levels == 1:
+        means = magnitudes.sum(axis=1) // np.maximum(used.sum(axis=1), 1)
+        return _Entries(pack_scales(means)[:, None], places[used], grid[used] < 0, None)
+    both, large = _two_levels(magnitudes, used)
+    return _Entries(both, places[used], grid[used] < 0, large[used])
 
 
 def _select_largest(rows: Float32Array, kept: int, kernels: ModuleType | None) -> Int64Array | None:
@@ -196,17 +275,16 @@ def _select_largest(rows: Float32Array, kept: int, kernels: ModuleType | None) -
         places = np.empty((len(rows), kept), dtype=np.int64)
         return places if kernels.topk_select(bits, places) else None
     # one key per value, all different: its magnitude, then its distance from the end of the row
-    keys = (bits & 0x7FFFFFFF).astype(np.int64) << 12 | np.arange(BLOCK - 1, -1, -1)
+    keys = (bits & 0x7FFFFFFF).astype(np.int64) << BLOCK_BITS | np.arange(BLOCK - 1, -1, -1)
     largest = np.partition(keys, BLOCK - kept, axis=1)[:, BLOCK - kept :]
     return np.sort(BLOCK - 1 - (largest & (BLOCK - 1)), axis=1)
 
 
-def _two_levels(magnitudes: Int64Array) -> tuple[Codes16, npt.NDArray[np.bool_]]:
+def _two_levels(magnitudes: Int64Array, used: Bits) -> tuple[Codes16, Bits]:
     """Levels uint16 (n, 2) of magnitudes (n, kept), and which entries are of the larger level.
 
-    Zero magnitudes are no entries. All are of the larger level where both would be the same.
+    used: where there is an entry. All are of the larger level where both would be the same.
     """
-    used = magnitudes > 0
     counts = used.sum(axis=1)
     totals = magnitudes.sum(axis=1)
     large = magnitudes > (totals // np.maximum(counts, 1))[:, None]
@@ -223,53 +301,13 @@ def _two_levels(magnitudes: Int64Array) -> tuple[Codes16, npt.NDArray[np.bool_]]
     return np.stack([low, high], axis=1), large | same[:, None]
 
 
-def _positions(entries: _Entries) -> tuple[Int64Array, Int64Array]:
-    """Places in the whole vector, ascending, and the values there in units of 2**-32."""
-    blocks = np.repeat(np.arange(len(entries.counts)), entries.counts)
-    values = unpack_scales(entries.levels)[blocks, entries.codes & 1]
-    return blocks * BLOCK + entries.places, np.where(entries.codes & 2, -values, values)
-
-
-def _write(parts: list[_Entries]) -> bytes:
-    return b"".join(
-        (
-            np.concatenate([part.counts for part in parts]).astype("<u2").tobytes(),
-            np.concatenate([part.levels for part in parts]).astype("<u2").tobytes(),
-            _pack_places(np.concatenate([part.places for part in parts])),
-            _pack_codes(np.concatenate([part.codes for part in parts])),
-        )
-    )
-
-
-def _pack_places(places: Int64Array) -> bytes:
-    """Two places in three bytes."""
-    even = np.append(places, 0) if places.size % 2 else places
-    first, second = even[0::2], even[1::2]
-    triples = np.stack([first & 255, first >> 8 | (second & 15) << 4, second >> 4], axis=1).astype(np.uint8)
-    return triples.tobytes()[: _bytes_of_places(places.size)]
-
-
-def _unpack_places(packed: Bytes, total: int) -> Int64Array:
-    triples = np.pad(packed, (0, -packed.size % 3)).reshape(-1, 3).astype(np.int64)
-    places = np.empty(2 * len(triples), dtype=np.int64)
-    places[0::2] = triples[:, 0] | (triples[:, 1] & 15) << 8
-    places[1::2] = triples[:, 1] >> 4 | triples[:, 2] << 4
-    if places[total:].any():
-        raise FormatError("padding", "the bits after the last place are not zero")
-    return places[:total]
-
-
-def _pack_codes(codes: Bytes) -> bytes:
-    """Four codes in a byte."""
-    fours = np.pad(codes, (0, -codes.size % 4)).reshape(-1, 4)
-    packed = fours[:, 0] | fours[:, 1] << 2 | fours[:, 2] << 4 | fours[:, 3] << 6
-    return packed.astype(np.uint8).tobytes()
-
-
-def _unpack_codes(packed: Bytes, total: int) -> Bytes:
-    codes: Bytes = (
-        (packed[:, None] >> np.array([0, 2, 4, 6], dtype=np.uint8) & 3).astype(np.uint8).reshape(-1)
-    )
-    if codes[total:].any():
-        raise FormatError("padding", "the bits after the last code are not zero")
-    return codes[:total]
+def _values(entries: _Entries, inside: slice) -> Int64Array:
+    """Of some entries, in units of 2**-32."""
+    levels = unpack_scales(entries.levels)
+    blocks = entries.places[inside] >> BLOCK_BITS
+    if entries.large is None:
+        values = levels[blocks, 0]
+    else:
+        values = levels[blocks, entries.large[inside].astype(np.int64)]
+    signed: Int64Array = np.where(entries.negative[inside], -values, values)
+    return signed
