@@ -309,7 +309,8 @@ def read_history(folder: Path) -> list[CheckpointRow]:
     for place, line in enumerate(lines, 1):
         try:
             raw = json.loads(line)
-            rows.append(CheckpointRow(**{"bytes_sent": 0} | {k: v for k, v in raw.items() if k in known}))
+            given = {k: v for k, v in raw.items() if k in known}
+            rows.append(CheckpointRow(**{"bytes_sent": 0, "virtual_ms": None} | given))
         except (TypeError, ValueError, AttributeError) as error:
             raise ConfigError(f"{path}:{place} is damaged: {error}") from None
     return rows

@@ -22,6 +22,9 @@ from .workload import EvaluateRequest, Improvement, MeasureRequest, TrainRequest
 
 LIMITS = DeltaLimits(1 << 30)
 
+SQUARES_EQUAL = 1e-12
+"""Part of a square below which a difference of squares is nothing."""
+
 VALUE_MAX = np.float32(126)
 """Below the limit of a delta's value, 127 (codecs/base.py)."""
 
@@ -168,6 +171,7 @@ def product_error(
 
     def square(minus: slice) -> float:
         parts = gram[exact, exact].sum() + 2 * gram[exact, minus].sum() + gram[minus, minus].sum()
-        return max(float(parts), 0.0)
+        # below this it is what float64 leaves of a difference of equal squares
+        return float(parts) if parts > SQUARES_EQUAL * gram[exact, exact].sum() else 0.0
 
     return square(averaged), square(before)

@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from ..protocol.methods import moving_factor
 from ..protocol.preset import ONE_PPM, Preset
 from .attacks import HONEST, check_attack, kinds_of
+from .metrics import NodeRow
 from .round_nodes import ShardNodes
 from .synthetic import SyntheticTask
 from .training_workload import TrainingOptions, TrainingWorkload
@@ -84,50 +85,35 @@ class RoundsOptions:
 
 
 @dataclass(frozen=True)
-class NodeRound:
-    """One node in one checkpoint."""
-
-    node: int
-    kind: str
-    signal_bytes: int
-    """0 where it was not drawn."""
-    weight: int
-    """Part of 2**16 with which its delta entered the average."""
-    score_ppm: int | None
-    is_copy: bool
-    reputation_ppm: int
-    credibility_ppm: int
-
-
-@dataclass(frozen=True)
 class Round:
     """What a checkpoint gave."""
 
     number: int
-    weights_hash: str
-    record_hash: str
-    """Empty where nothing is voted on."""
     loss: float
     """Mean of the honest nodes' losses on their own held-out data."""
     worst_node: float
     figures: dict[str, float]
     """Losses on data that all share, and "product_error" where both factors moved."""
-    sent_bytes: int
+    weights_hash: str = ""
+    """Empty where every node has weights of its own."""
+    record_hash: str = ""
+    """Empty where nothing is voted on."""
+    sent_bytes: int = 0
     """Delta files announced in this checkpoint, each once."""
-    promoted: bool
-    accuracy_ppm: int
-    nodes: tuple[NodeRound, ...]
+    promoted: bool = True
+    accuracy_ppm: int = 0
+    evaluations: int = 0
+    nodes: tuple[NodeRow, ...] = ()
+    """One row per node; empty where every node is by itself."""
 
     @property
     def dishonest_weight_ppm(self) -> int:
         """The dishonest nodes' part of the average."""
-        whole = sum(each.weight for each in self.nodes)
-        theirs = sum(each.weight for each in self.nodes if each.kind != HONEST)
-        return theirs * ONE_PPM // whole if whole else 0
+        return sum(each.weight_ppm for each in self.nodes if each.kind != HONEST)
 
     @property
     def honest_excluded_ppm(self) -> int:
         """Part of the honest signals that did not enter the average."""
         sent = [each for each in self.nodes if each.kind == HONEST and each.signal_bytes]
-        out = sum(each.weight == 0 for each in sent)
+        out = sum(each.weight_ppm == 0 for each in sent)
         return out * ONE_PPM // len(sent) if sent else 0

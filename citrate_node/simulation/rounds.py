@@ -10,7 +10,8 @@ counts the same) and "alone" (the control: every node by itself). Called by roun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import Any, Protocol
@@ -18,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ..protocol.adapter import AdapterWeights, from_tensors
-from ..protocol.aggregation import WEIGHT_SUM_BITS, add_average, integer_weights
+from ..protocol.aggregation import WEIGHT_SUM, WEIGHT_SUM_BITS, add_average, integer_weights
 from ..protocol.certificate import Validator
 from ..protocol.codecs import codec, decode_delta
 from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS, network_id
@@ -31,10 +32,13 @@ from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import CheckpointInputs, Outcome, process_checkpoint
 from ..protocol.tensors import Int64Array, divide_toward_zero
 from .attacks import COLLECTIVE, HONEST, collective_attacks
+from .metrics import NodeRow, node_rows
 from .round_messages import Speakers
 from .round_nodes import LIMITS, Phase, Sent, ShardNodes, product_error
-from .round_options import NodeRound, Round, RoundsOptions
+from .round_options import Round, RoundsOptions
 from .workload import Values
+
+ADAPTER_ID = sha256(b"citrate rounds adapter").digest()
 
 
 class Shards(Protocol):
@@ -68,15 +72,15 @@ class Rounds:
 
     def __post_init__(self) -> None:
         options, preset = self.options, self.options.preset
-        self.adapter = options.workload().initial_weights()
+        workload = options.workload()
+        self.loss_unit, self.adapter = workload.loss_unit, workload.initial_weights()
         self._momenta: dict[bytes, Int64Array] = {}
         self.speakers = Speakers(options, self._spread)
         self.state: NetworkState | None = None
         if options.sharing == "mentorship":
             nodes = tuple(Validator(x.node_key, x.account, 1) for x in self.speakers.identities)
             name = network_id(1, bytes(32), ADAPTER_FACTORY_ADDRESS, bytes(32), preset.digest())
-            adapter_id = sha256(b"citrate rounds adapter").digest()
-            self.state = genesis_state(preset, name, nodes, adapter_id, self.adapter, bytes(32))
+            self.state = genesis_state(preset, name, nodes, ADAPTER_ID, self.adapter, bytes(32))
 
     def checkpoints(self) -> Iterator[Round]:
         """Run to the last checkpoint; the same options give the same rounds, whatever computes them."""
@@ -85,6 +89,10 @@ class Rounds:
             done = step[self.options.sharing](number)
             self.history.append(f"{done.number} {done.weights_hash} {done.loss:.9f}")
             yield done
+
+    def before(self) -> Round:
+        """Where a run begins: the losses before checkpoint 1, of the base model itself."""
+        return self._round(0, (), (), {})
 
     def history_hash(self) -> str:
         """sha256 over the history lines."""
@@ -103,27 +111,17 @@ class Rounds:
         self.state, self.adapter = outcome.state, outcome.state.weights
         if self.on_outcome is not None:
             self.on_outcome(number, outcome, inputs)
-        by_node = {self.speakers.place[each.mentor]: each for each in outcome.aggregation.outcomes}
-        size = {each.node: each.size_bytes for each in sent}
-        rows = []
-        for node, kind in enumerate(self.options.kinds):
-            row = outcome.state.reputations[outcome.state.position[self.speakers.identities[node].node_key]]
-            its = by_node.get(node)
-            rows.append(
-                NodeRound(
-                    node,
-                    kind,
-                    size.get(node, 0),
-                    its.weight if its else 0,
-                    its.score_ppm if its else None,
-                    bool(its and its.copy_of),
-                    row.reputation_ppm,
-                    row.credibility_ppm,
-                )
-            )
+        keys = [identity.node_key for identity in self.speakers.identities]
+        who = zip(keys, self.options.kinds, strict=True)
+        rows = tuple(node_rows(outcome, inputs.signals, state.mentors, who))
         record = outcome.record
-        return self._round(
-            number, sent, tuple(rows), record.hash.hex(), record.promoted, record.accuracy_ppm, {}
+        done = self._round(number, sent, rows, {})
+        return replace(
+            done,
+            record_hash=record.hash.hex(),
+            promoted=record.promoted,
+            accuracy_ppm=record.accuracy_ppm,
+            evaluations=len(record.evaluations),
         )
 
     def _equal(self, number: int) -> Round:
@@ -143,10 +141,10 @@ class Rounds:
             figures = self._combine(phase, sent, shares)
         size = {each.node: each.size_bytes for each in sent}
         rows = tuple(
-            NodeRound(node, kind, size[node], shares[node], None, False, 0, 0)
-            for node, kind in enumerate(options.kinds)
+            NodeRow(number, n, kind, 0, 0, None, shares[n] * ONE_PPM // WEIGHT_SUM, "averaged", size[n])
+            for n, kind in enumerate(options.kinds)
         )
-        return self._round(number, sent, rows, "", True, 0, figures)
+        return self._round(number, sent, rows, figures)
 
     def _alone(self, number: int) -> Round:
         options = self.options
@@ -158,18 +156,7 @@ class Rounds:
         if number == options.checkpoints:  # every node's own weights on shared data: costly, so once
             rows = [row for part in self._ask_all("own_figures", lambda share: (share,)) for row in part]
             figures = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-        return Round(
-            number,
-            "",
-            "",
-            float(np.mean(losses)),
-            float(np.max(losses)),
-            figures,
-            0,
-            True,
-            0,
-            (),
-        )
+        return Round(number, float(np.mean(losses)), float(np.max(losses)), figures)
 
     # ---------------------------------------------------------------- parts
 
@@ -243,30 +230,19 @@ class Rounds:
         return phase.weights.with_values(phase.manifest, before + divide_toward_zero(decoded, 1 << 8))
 
     def _round(
-        self,
-        number: int,
-        sent: Sequence[Sent],
-        rows: tuple[NodeRound, ...],
-        record_hash: str,
-        promoted: bool,
-        accuracy_ppm: int,
-        figures: dict[str, float],
+        self, number: int, sent: Sequence[Sent], rows: tuple[NodeRow, ...], figures: dict[str, float]
     ) -> Round:
         honest = [node for node, kind in enumerate(self.options.kinds) if kind == HONEST]
-        unit = self.options.workload().loss_unit
         losses = self._spread("losses", honest, honest, whole=self.adapter)
         shared: list[dict[str, float]] = self.shards.ask({0: ("figures", ([self.adapter],))})[0]
         return Round(
             number,
-            self.adapter.digest().hex(),
-            record_hash,
-            sum(losses) / unit / len(losses),
-            max(losses) / unit,
+            sum(losses) / self.loss_unit / len(losses),
+            max(losses) / self.loss_unit,
             {**shared[0], **figures},
-            sum(each.size_bytes for each in sent),
-            promoted,
-            accuracy_ppm,
-            rows,
+            weights_hash=self.adapter.digest().hex(),
+            sent_bytes=sum(each.size_bytes for each in sent),
+            nodes=rows,
         )
 
     # ---------------------------------------------------------------- shards
@@ -317,19 +293,20 @@ def relative_product_error(parent: AdapterWeights, moved: Sequence[AdapterWeight
     return float((wrong / step) ** 0.5) if step else 0.0
 
 
-def run_rounds(options: RoundsOptions, workers: int = 1, ray: str | None = None) -> Iterator[Round]:
-    """The rounds of a run, in this process, in `workers` processes, or on Ray at that address.
+@contextmanager
+def pool_of(options: RoundsOptions, workers: int = 1, ray: str | None = None) -> Iterator[Shards]:
+    """Where a run's nodes live: in this process, in `workers` processes, or on Ray at that address.
 
-    Raises ConfigError or ServiceError (workers.py). Close the iterator to end the workers early.
+    Raises ConfigError or ServiceError (workers.py).
     """
+    if ray is None and workers == 1:
+        yield Here(options.shard())
+        return
     from .workers import ProcessWorkload, RayWorkload
 
     make: Callable[[], Any] = partial(RoundsOptions.shard, options)
-    if ray is None and workers == 1:
-        yield from Rounds(options, Here(options.shard())).checkpoints()
-        return
     pool = ProcessWorkload(make, workers) if ray is None else RayWorkload(make, ray, workers)
     try:
-        yield from Rounds(options, pool).checkpoints()
+        yield pool
     finally:
         pool.close()

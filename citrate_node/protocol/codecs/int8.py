@@ -144,7 +144,9 @@ def _blocks(count: int) -> int:
 
 
 def _rows(flat: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """(blocks, 256); the last block is filled up with zeros, which change no maximum."""
+    """(blocks, 256); the last of several is filled up with zeros, which change no maximum."""
+    if flat.size < BLOCK:
+        return flat.reshape(1, -1)  # thousands of small adapters in a simulation: filling up costs most
     missing = -flat.size % BLOCK
     return (np.pad(flat, (0, missing)) if missing else flat).reshape(-1, BLOCK)
 
