@@ -2,12 +2,14 @@
 
     python benchmarks/simulation_overhead.py --flower-python PATH [--nodes 100,1000] [--rounds 3]
 
-All train 24 float32 values in microseconds, so what is measured is the engine. Four figures:
+All train 24 float32 values in microseconds, so what is measured is the engine. Five figures:
 
-protocol    the whole network: signed messages, evaluations, a committee of 100, certificates; a round is
-            a checkpoint that every node reaches, though at most 32 train in it
-round       what Flower's engine does in a round, with this engine's parts: every node trains, its delta
-            is quantized, hashed and averaged in integers; no messages, no votes
+averaging   the rounds engine (simulation/rounds.py) doing what Flower's does in a round: every node
+            trains, its delta is quantized with error feedback and averaged in integers; all losses are taken
+mentorship  the same engine with signed signals, evaluations, scores, reputations and the protocol's own
+            transition; at most 100 nodes are drawn as mentors
+protocol    the message engine (simulation/cluster.py): a state machine per node, gossip, a committee of 100,
+            certificates, virtual time; a round is a checkpoint that every node reaches
 flower      FedAvg over all nodes by flwr[simulation], in an environment of its own (PATH is its Python)
 plain_loop  the same values added and averaged in numpy: what no engine can be below
 """
@@ -75,32 +77,31 @@ def protocol(nodes: int, rounds: int) -> dict[str, object]:
     return {"rounds_s": spent, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-def one_round(nodes: int, rounds: int) -> dict[str, object]:
-    """Training, quantizing, hashing and averaging of all nodes, without the network around it."""
-    from citrate_node.config import load_preset
-    from citrate_node.protocol.aggregation import integer_weights, weighted_mean
-    from citrate_node.protocol.codecs import codec, encode_delta
-    from citrate_node.protocol.content_id import content_id
-    from citrate_node.protocol.tensors import weights_to_float32
-    from citrate_node.simulation.cluster import ClusterOptions, synthetic_task
-    from citrate_node.simulation.workload import TrainRequest
+def rounds(nodes: int, rounds: int, sharing: str) -> dict[str, object]:
+    """Wall time of each checkpoint of the rounds engine, in this process."""
+    from dataclasses import replace
 
-    preset = load_preset("large")
-    task = synthetic_task(ClusterOptions(preset, nodes=nodes, seed=1))
-    weights, int8 = task.initial_weights(), codec(preset.codec)
-    manifest = weights.manifest.subset(task.factor)
+    from citrate_node.config import load_preset
+    from citrate_node.simulation.round_options import RoundsOptions
+    from citrate_node.simulation.rounds import Here, Rounds
+
+    preset = replace(load_preset("minimal"), mentors_per_checkpoint=min(nodes, 100), committee_size=64)
+    options = RoundsOptions(preset, nodes, rounds, seed=1, sharing=sharing)
+    engine = Rounds(options, Here(options.shard()))
     spent = []
-    for number in range(1, rounds + 1):
-        began = time.perf_counter()
-        values = weights_to_float32(weights.select(manifest))
-        trained = task.train([TrainRequest(i, number, weights, manifest, values) for i in range(nodes)])
-        deltas = [encode_delta(int8, manifest, result.values - values) for result in trained]
-        for delta in deltas:
-            content_id(delta)
-        shares = integer_weights([1] * nodes)
-        weights = weighted_mean(weights, manifest, zip(shares, deltas, strict=True), int8)
+    began = time.perf_counter()
+    for _ in engine.checkpoints():
         spent.append(time.perf_counter() - began)
+        began = time.perf_counter()
     return {"rounds_s": spent, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
+
+
+def averaging(nodes: int, rounds_: int) -> dict[str, object]:
+    return rounds(nodes, rounds_, "equal")
+
+
+def mentorship(nodes: int, rounds_: int) -> dict[str, object]:
+    return rounds(nodes, rounds_, "mentorship")
 
 
 def plain(nodes: int, rounds: int) -> dict[str, object]:
@@ -117,7 +118,12 @@ def plain(nodes: int, rounds: int) -> dict[str, object]:
     return {"rounds_s": spent, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}
 
 
-MEASURED = {"protocol": protocol, "round": one_round, "plain_loop": plain}
+MEASURED = {
+    "averaging": averaging,
+    "mentorship": mentorship,
+    "protocol": protocol,
+    "plain_loop": plain,
+}
 
 
 def run(command: list[str]) -> dict[str, object]:
@@ -162,9 +168,9 @@ def main() -> None:
             milliseconds[name] = result["ms_per_node_round"] = round(best * 1000 / nodes, 5)
             row[name] = result
         if "flower" in milliseconds:
-            row["flower_to_protocol"] = round(milliseconds["flower"] / milliseconds["protocol"], 2)
-            row["flower_to_round"] = round(milliseconds["flower"] / milliseconds["round"], 1)
-        row["round_to_plain_loop"] = round(milliseconds["round"] / milliseconds["plain_loop"], 1)
+            for name in ("averaging", "mentorship", "protocol"):
+                row[f"flower_to_{name}"] = round(milliseconds["flower"] / milliseconds[name], 2)
+        row["averaging_to_plain_loop"] = round(milliseconds["averaging"] / milliseconds["plain_loop"], 1)
         rows.append(row)
         print(json.dumps(row), flush=True)
     if arguments.json:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 
 import numpy as np
 from training_scene import DELTA_LIMITS, Network, Setting, flat, unflat
@@ -30,64 +29,18 @@ from citrate_node.protocol.reputation import (
     weighted_median,
 )
 from citrate_node.protocol.tensors import Float32Array, Manifest, delta_from_grid
-from citrate_node.training.data import PAD, Rows
-
-ATTACKS = ("sign_flip", "label_shuffle", "noise", "ipm", "alie", "copier")
-COPY_NOISE = 0.01
-"""Size of what a copier adds so that bytes differ, as part of the copied delta's."""
-
-LIE_PPM = 100_000
+from citrate_node.simulation.attacks import collective_attacks, own_attack
 
 
 def attacked(
-    kinds: Sequence[str], deltas: Sequence[Float32Array], generator: np.random.Generator
+    kinds: Sequence[str], deltas: Sequence[Float32Array], seed: int, checkpoint: int
 ) -> list[Float32Array]:
-    """What each node sends. kinds: "honest" or an attack, one per node; deltas: what its training gave.
-
-    sign_flip: the opposite of what it learnt. label_shuffle: what it learnt from text whose order was
-    destroyed (see shuffled). noise: Gaussian of its own delta's norm. ipm: minus the honest mean (Xie et al.
-    2019, arXiv:1903.03936, epsilon 1). alie: the honest mean less z deviations per coordinate, z as in Baruch
-    et al. 2019, arXiv:1902.06156. copier: an honest delta and 1 % noise.
-    """
-    honest = np.stack([d for kind, d in zip(kinds, deltas, strict=True) if kind == "honest"])
-    count, dishonest = len(kinds), len(kinds) - len(honest)
-    mean, deviation = honest.mean(axis=0), honest.std(axis=0)
-    supporters = count // 2 + 1 - dishonest
-    z = NormalDist().inv_cdf(min(max((count - dishonest - supporters) / (count - dishonest), 0.51), 0.99))
-    sent: list[Float32Array] = []
-    copied = 0
-    for kind, delta in zip(kinds, deltas, strict=True):
-        match kind:
-            case "honest" | "label_shuffle":
-                value = delta
-            case "sign_flip":
-                value = -delta
-            case "noise":
-                noise = generator.standard_normal(delta.size)
-                value = noise * (np.linalg.norm(delta) / np.linalg.norm(noise))
-            case "ipm":
-                value = -mean
-            case "alie":
-                value = mean - z * deviation
-            case "copier":
-                original = honest[copied % len(honest)]
-                copied += 1
-                noise = generator.standard_normal(delta.size)
-                value = original + noise * (COPY_NOISE * np.linalg.norm(original) / np.linalg.norm(noise))
-            case _:
-                raise ValueError(f"unknown attack {kind!r}, choose one of {', '.join(ATTACKS)}")
-        sent.append(value.astype(np.float32))
-    return sent
-
-
-def shuffled(rows: Rows, seed: int) -> Rows:
-    """The same bytes of every example in a random order: what follows what is no longer true."""
-    generator = np.random.Generator(np.random.PCG64(seed))
-    out = rows.copy()
-    for row in out:
-        filled = int((row != PAD).sum())
-        row[:filled] = generator.permutation(row[:filled])
-    return out
+    """What each node sends (simulation/attacks.py). kinds: "honest" or an attack, one per node."""
+    together = collective_attacks(kinds, dict(enumerate(deltas)), seed, checkpoint)
+    return [
+        together[node] if node in together else own_attack(kind, delta, seed, node, checkpoint)
+        for node, (kind, delta) in enumerate(zip(kinds, deltas, strict=True))
+    ]
 
 
 def drawn_evaluators(preset: Preset, nodes: int, seed: int) -> list[list[int]]:
@@ -195,16 +148,6 @@ class Judge:
                 self.preset, self.credibility_ppm[node], agreed * ONE_PPM // total
             )
         return weights, scores, copied
-
-
-def with_lies(
-    reports: Mapping[tuple[int, int], int], dishonest: Sequence[bool]
-) -> dict[tuple[int, int], int]:
-    """What is reported when the dishonest praise each other and slander everybody else."""
-    return {
-        (i, node): (LIE_PPM if dishonest[i] else -LIE_PPM) if dishonest[node] else value
-        for (i, node), value in reports.items()
-    }
 
 
 def gram_matrix(network: Network, setting: Setting, manifest: Manifest, files: Sequence[bytes]) -> Gram:

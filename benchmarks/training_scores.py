@@ -24,9 +24,10 @@ from training_dishonest import (
     drawn_evaluators,
     gram_matrix,
     improvements,
-    shuffled,
 )
 from training_scene import Book, Network, Setting, cell, make_trainer, markdown
+
+from citrate_node.simulation.training_workload import shuffled
 
 KINDS = [*["honest"] * 16, *["copier"] * 2, *["sign_flip"] * 3, *["noise"] * 3, *["label_shuffle"] * 2]
 HOW = ("full", "scaled", "leave_one_out")
@@ -50,7 +51,7 @@ def one_seed(network: Network, seed: int) -> dict[str, Any]:
     bad = [i for i, kind in enumerate(KINDS) if kind != "honest"]
     for checkpoint in range(1, CHECKPOINTS + 1):
         manifest = network.moving(SETTING, checkpoint)
-        sent = attacked(KINDS, network.deltas(SETTING, checkpoint, data), generator)
+        sent = attacked(KINDS, network.deltas(SETTING, checkpoint, data), seed, checkpoint)
         files = network.send(SETTING, checkpoint, sent)
         deltas = decoded(network, SETTING, manifest, files)
         drawn = drawn_evaluators(judge.preset, count, 1_000 * seed + checkpoint)

@@ -266,7 +266,7 @@ class TrainingWorkload:
 
     def _train_rows(self, request: TrainRequest) -> Rows:
         rows = self.data(request.node).train
-        return _shuffled(rows, self._seed_of(request)) if request.shuffled else rows
+        return shuffled(rows, self._seed_of(request)) if request.shuffled else rows
 
     def _held_out(self, node: int) -> Rows:
         return self.data(node).held_out
@@ -287,7 +287,7 @@ class TrainingWorkload:
         return int.from_bytes(sha256(name.encode()).digest()[:8], "big") >> 1
 
 
-def _shuffled(rows: Rows, seed: int) -> Rows:
+def shuffled(rows: Rows, seed: int) -> Rows:
     """The same tokens of every example in another order: what follows what is no longer true."""
     generator = np.random.Generator(np.random.PCG64(seed))
     out = rows.copy()

@@ -73,12 +73,12 @@ def test_mentorship_makes_every_state_by_the_protocol_s_transition() -> None:
 
 @pytest.mark.parametrize("sharing", ["mentorship", "equal", "alone"])
 def test_what_is_learnt_lowers_the_loss(sharing: str) -> None:
-    engine, done = rounds(options(sharing=sharing, spread=0.1))
-    assert done[-1].loss < engine_start(sharing) / 2
+    _, done = rounds(options(sharing=sharing, spread=0.1))
+    assert done[-1].loss < loss_before(sharing) / 2
     assert all(after.loss <= before.loss for before, after in pairwise(done))
 
 
-def engine_start(sharing: str) -> float:
+def loss_before(sharing: str) -> float:
     chosen = options(sharing=sharing, spread=0.1)
     return Rounds(chosen, Here(chosen.shard())).before().loss
 
