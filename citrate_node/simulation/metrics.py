@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ..errors import ConfigError
 from ..protocol.messages import MentorshipSignal, Message
 from ..protocol.preset import ONE_PPM
@@ -28,6 +31,8 @@ from ..recording import write_atomically
 if TYPE_CHECKING:
     from .gossip_model import NetworkLoad
     from .options import ClusterOptions
+
+Ints = npt.NDArray[np.int64]
 
 HISTORY_FILE = "history.jsonl"
 PARQUET_FILE = "metrics.parquet"
@@ -317,27 +322,74 @@ def read_history(folder: Path) -> list[CheckpointRow]:
 
 
 def read_nodes(folder: Path) -> list[NodeRow]:
-    """The node rows of a run, from either file; empty where there is neither.
+    """The node rows of a run; empty where it left none. Raises ConfigError as `read_columns`."""
+    columns = _columns(folder)
+    return [NodeRow(*row) for row in zip(*(columns[f.name] for f in fields(NodeRow)), strict=True)]
 
-    Raises ConfigError where a file is damaged, or pyarrow is needed and not installed.
+
+@dataclass(frozen=True)
+class NodeColumns:
+    """The node rows of a run as arrays of one length: as NodeRow, with kinds and outcomes as codes."""
+
+    checkpoint: Ints
+    node: Ints
+    reputation_ppm: Ints
+    weight_ppm: Ints
+    kind_code: Ints
+    """Places in `kinds`."""
+    outcome_code: Ints
+    """Places in `outcomes`."""
+    kinds: list[str]
+    outcomes: list[str]
+
+    def of_kind(self, kind: str) -> npt.NDArray[np.bool_]:
+        """Which rows are of nodes of this kind."""
+        if kind not in self.kinds:
+            return np.zeros(len(self.node), dtype=np.bool_)
+        chosen: npt.NDArray[np.bool_] = self.kind_code == self.kinds.index(kind)
+        return chosen
+
+
+def read_columns(folder: Path) -> NodeColumns:
+    """The node rows of a run for arithmetic; of length 0 where it left none.
+
+    Raises ConfigError where the file is damaged, or pyarrow is needed and not installed.
     """
+    columns = _columns(folder)
+    kinds, kind_code = _coded(columns["kind"])
+    outcomes, outcome_code = _coded(columns["outcome"])
+    names = ("checkpoint", "node", "reputation_ppm", "weight_ppm")
+    numbers = {name: np.array(columns[name], dtype=np.int64) for name in names}
+    return NodeColumns(
+        **numbers, kind_code=kind_code, outcome_code=outcome_code, kinds=kinds, outcomes=outcomes
+    )
+
+
+def _coded(texts: list[str]) -> tuple[list[str], Ints]:
+    names = sorted(set(texts))
+    place = {name: code for code, name in enumerate(names)}
+    return names, np.fromiter((place[text] for text in texts), dtype=np.int64, count=len(texts))
+
+
+def _columns(folder: Path) -> dict[str, list[Any]]:
+    """Name of a field of NodeRow to its values, from either file."""
     parquet, lines = folder / PARQUET_FILE, folder / JSON_LINES_FILE
+    names = [f.name for f in fields(NodeRow)]
     try:
         if parquet.is_file():
-            raw = _read_parquet(parquet)
-        elif lines.is_file():
-            raw = [json.loads(line) for line in lines.read_text().splitlines()]
-        else:
-            return []
-        return [NodeRow(**row) for row in raw]
-    except (TypeError, ValueError, OSError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+            return _read_parquet(parquet, names)
+        rows = [json.loads(line) for line in lines.read_text().splitlines()] if lines.is_file() else []
+        return {name: [row[name] for row in rows] for name in names}
+    except (TypeError, ValueError, KeyError, OSError) as error:  # pyarrow's are ValueErrors and OSErrors
         raise ConfigError(f"the node rows of {folder} are damaged: {error}") from None
 
 
-def _read_parquet(path: Path) -> list[dict[str, Any]]:
+def _read_parquet(path: Path, names: list[str]) -> dict[str, list[Any]]:
     try:
         import pyarrow.parquet
     except ImportError:
         raise ConfigError(f"{path} needs pyarrow\n  `pip install 'citrate-node[parquet]'`") from None
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
-    return rows
+    columns: dict[str, list[Any]] = pyarrow.parquet.read_table(path, columns=names).to_pydict()
+    if set(columns) != set(names):
+        raise ValueError(f"columns are {', '.join(columns)}")
+    return columns

@@ -19,9 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError
-from .metrics import HISTORY_FILE, JSON_LINES_FILE, PARQUET_FILE, CheckpointRow, NodeRow
-from .metrics import read_history as history_of
-from .metrics import read_nodes as nodes_of
+from .metrics import (
+    HISTORY_FILE,
+    JSON_LINES_FILE,
+    PARQUET_FILE,
+    CheckpointRow,
+    NodeColumns,
+    read_columns,
+    read_history,
+)
 
 OPTIONS_FILE = "options.json"
 RESULT_FILE = "result.json"
@@ -48,12 +54,12 @@ class Run:
 
     @cached_property
     def history(self) -> list[CheckpointRow]:
-        return history_of(self.folder)
+        return read_history(self.folder)
 
     @cached_property
-    def nodes(self) -> list[NodeRow]:
-        """Empty where the run left no node rows."""
-        return nodes_of(self.folder)
+    def columns(self) -> NodeColumns:
+        """The node rows; of length 0 where the run left none."""
+        return read_columns(self.folder)
 
     @property
     def command(self) -> str:

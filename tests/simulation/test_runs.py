@@ -32,7 +32,7 @@ def test_a_folder_of_seeds_is_read_in_the_order_of_its_seeds(seeds: Path) -> Non
     assert [(run.name, run.seed) for run in read_runs(seeds)] == [("honest", 2), ("honest", 11)]
     run = read_run(seeds / "seed-2")
     assert [row.number for row in run.history] == list(range(1, 7))
-    assert len(run.nodes) == 6 * 6
+    assert len(run.columns.node) == 6 * 6
     assert run.command == f"citrate simulate {HONEST} --seed 2"
     assert run.options["question"] == "do honest nodes agree, and does the loss fall?"
 
