@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +47,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        return str(self.options.get("scenario", self.folder.name))
+        """Of the scenario, and of its variant after a colon."""
+        name, variant = self.options.get("scenario", self.folder.name), self.options.get("variant", "")
+        return f"{name}:{variant}" if variant else str(name)
 
     @property
     def seed(self) -> int:
@@ -64,8 +67,14 @@ class Run:
     @property
     def command(self) -> str:
         """What repeats it."""
-        source = self.options.get("source") or f"simulations/{self.name}.toml"
-        return f"citrate simulate {source} --seed {self.seed}"
+        source = self.options.get("source") or f"simulations/{self.options.get('scenario')}.toml"
+        return repeat_command(source, self.seed, self.options.get("variant", ""))
+
+
+def repeat_command(source: str | Path, seed: int, variant: str = "") -> str:
+    """The command that runs one scenario file (and one of its variants) with one seed again."""
+    chosen = ["--variant", variant] if variant else []
+    return shlex.join(["citrate", "simulate", str(source), "--seed", str(seed), *chosen])
 
 
 def read_run(folder: Path) -> Run:
