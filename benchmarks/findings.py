@@ -70,6 +70,8 @@ def run_all(path: Path, seed: int, only: str) -> None:
                 if "product_error" in each.get("figures", {})
             ],
             "dishonest_weight_ppm": result["dishonest_weight_mean_ppm"],
+            "weight_of_dishonest_ppm": result["dishonest_weight_ppm"],
+            "gini_ppm": result["gini_ppm"],
             "honest_excluded_ppm": result["honest_excluded_mean_ppm"],
             "history_hash": result["history_hash"],
             "cpu_s": round(time.process_time() - began, 1),

@@ -44,6 +44,8 @@ class RoundsOptions:
     """Synthetic task: size of a node's own share of its target; 0 is IID."""
     width: int = 12
     """Synthetic task: in_features and out_features."""
+    rate: float = 0.25
+    """Synthetic task: learning rate of a step; a small one takes many checkpoints to the optimum."""
     training: TrainingOptions | None = None
     """How nodes train real adapters; None: the synthetic task."""
 
@@ -59,6 +61,8 @@ class RoundsOptions:
             raise ConfigError(f'method {self.method!r} needs sharing = "equal": it cannot be voted on')
         if not 0 <= self.attack_share_ppm < ONE_PPM:
             raise ConfigError(f"attack_share_ppm is {self.attack_share_ppm}, must be below 1,000,000")
+        if not 0 < self.rate <= 1:
+            raise ConfigError(f"rate is {self.rate}, must be above 0 and at most 1")
         if self.sharing == "alone" and self.attack:
             raise ConfigError('sharing = "alone" has nobody to attack')
 
@@ -72,7 +76,14 @@ class RoundsOptions:
         if self.training is not None:
             return TrainingWorkload(self.seed, self.nodes, self.training)
         factor = moving_factor(self.moving, 1)
-        return SyntheticTask(self.seed, self.nodes, self.width, spread=self.spread, factor=factor)
+        return SyntheticTask(
+            self.seed,
+            self.nodes,
+            self.width,
+            spread=self.spread,
+            learning_rate=self.rate,
+            factor=factor,
+        )
 
     def shard(self) -> ShardNodes:
         """What a worker holds; picklable as a partial of this."""
@@ -110,6 +121,17 @@ class Round:
     def dishonest_weight_ppm(self) -> int:
         """The dishonest nodes' part of the average."""
         return sum(each.weight_ppm for each in self.nodes if each.kind != HONEST)
+
+    @property
+    def gini_ppm(self) -> int:
+        """Gini coefficient of the weights of all that announced: 0 where all are equal, towards a million
+        where one has everything (Gini 1912, "Variabilità e mutabilità")."""
+        weights = sorted(each.weight_ppm for each in self.nodes if each.signal_bytes)
+        whole, count = sum(weights), len(weights)
+        if not whole:
+            return 0
+        ranked = sum((2 * place - count + 1) * weight for place, weight in enumerate(weights))
+        return ranked * ONE_PPM // (count * whole)
 
     @property
     def honest_excluded_ppm(self) -> int:

@@ -163,11 +163,13 @@ def run_rounds_scenario(
         sent, last = 0, engine.before()
         theirs: list[int] = []
         excluded: list[int] = []
+        ginis: list[int] = []
         start = {"loss": last.loss, "worst_node": last.worst_node, **last.figures}
         for last in engine.checkpoints():
             sent += last.sent_bytes
             theirs.append(last.dishonest_weight_ppm)
             excluded.append(last.honest_excluded_ppm)
+            ginis.append(last.gini_ppm)
             row = _row(last, sent)
             metrics.add(row, last.nodes)
             on_checkpoint(row.as_json())
@@ -183,6 +185,8 @@ def run_rounds_scenario(
         "worst_node": last.worst_node,
         "figures": last.figures,
         "bytes_sent": sent,
+        "dishonest_weight_ppm": theirs,
+        "gini_ppm": ginis,
         "dishonest_weight_mean_ppm": sum(theirs) // len(theirs),
         "honest_excluded_mean_ppm": sum(excluded) // len(excluded),
         "reputations": {each.node: each.reputation_ppm for each in last.nodes},

@@ -23,6 +23,7 @@ from citrate_node.simulation.attacks import (
     kinds_of,
     own_attack,
 )
+from citrate_node.simulation.metrics import NodeRow
 from citrate_node.simulation.round_nodes import product_error
 from citrate_node.simulation.round_options import Round, RoundsOptions
 from citrate_node.simulation.rounds import Here, Rounds, pool_of, relative_product_error
@@ -134,6 +135,12 @@ def test_of_a_delta_and_its_copy_one_weighs_nothing() -> None:
     assert all(row.weight_ppm == 0 for row in copies)
 
 
+@pytest.mark.parametrize(("weights", "gini"), [((5, 5, 5), 0), ((0, 0, 9), 666_666), ((1, 2, 3), 222_222)])
+def test_gini_of_the_weights(weights: tuple[int, ...], gini: int) -> None:
+    rows = tuple(NodeRow(1, i, "honest", 0, 0, 0, w, "averaged", 9) for i, w in enumerate(weights))
+    assert Round(1, 0.0, 0.0, {}, nodes=rows).gini_ppm == gini
+
+
 def test_dishonest_nodes_stand_at_even_distances() -> None:
     assert kinds_of(8, "noise", 250_000) == ("honest",) * 3 + ("noise",) + ("honest",) * 3 + ("noise",)
     assert kinds_of(4, "", 500_000) == ("honest",) * 4
@@ -198,6 +205,7 @@ def test_adaptive_stacks_only_where_the_deltas_disagree() -> None:
         ({"attack_share_ppm": 1_000_000}, "must be below 1,000,000"),
         ({"sharing": "alone", "attack": "ipm"}, "nobody to attack"),
         ({"nodes": 1}, "between 2 and 100,000"),
+        ({"rate": 0.0}, "above 0 and at most 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused_by_name(changes: dict[str, object], says: str) -> None:
