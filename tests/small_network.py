@@ -88,10 +88,12 @@ def evaluation(state: NetworkState, number: int, of: Message, improvement_ppm: i
     return signed(number, body)
 
 
-def measurement(state: NetworkState, number: int, weights_hash: bytes, improvement_ppm: int = 500) -> Message:
-    key = identity(number).node_key
+def measurement(
+    state: NetworkState, number: int, weights_hash: bytes, improvement_ppm: int = 500, parent_ppm: int = 0
+) -> Message:
+    key, adapter_id = identity(number).node_key, state.adapter_id
     body = Measurement(
-        state.network_id, key, state.next_number, state.adapter_id, weights_hash, improvement_ppm, 32
+        state.network_id, key, state.next_number, adapter_id, weights_hash, improvement_ppm, 32, parent_ppm
     )
     return signed(number, body)
 

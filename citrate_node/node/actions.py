@@ -107,11 +107,13 @@ class Evaluate:
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """Measure candidate weights against the base model alone, on the own held-out data."""
+    """Measure candidate weights, and those they would replace, each against the base model alone, on the own
+    held-out data."""
 
     checkpoint: int
     weights: AdapterWeights
     weights_hash: bytes
+    parent: AdapterWeights
 
 
 @dataclass(frozen=True, slots=True)

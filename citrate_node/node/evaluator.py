@@ -183,7 +183,7 @@ class Evaluator:
         if name in self.measured or (core.node_key, name) in core.pool.measurements:
             return []
         self.measuring = name
-        return [Measure(core.state.next_number, candidate.weights, name)]
+        return [Measure(core.state.next_number, candidate.weights, name, core.state.weights)]
 
     def on_measurement_finished(self, event: MeasurementFinished) -> list[Action]:
         core = self.core
@@ -199,6 +199,7 @@ class Evaluator:
             event.weights_hash,
             event.improvement_ppm,
             event.held_out_examples,
+            event.parent_improvement_ppm,
         )
         said = core.say(f"measurement/{event.checkpoint}/{event.weights_hash.hex()}", body)
         return [*said, Notice("measured", {"accuracy_ppm": event.improvement_ppm}), *self.tick()]

@@ -80,12 +80,13 @@ class EvaluationFinished:
 
 @dataclass(frozen=True, slots=True)
 class MeasurementFinished:
-    """Own held-out measurement of a candidate against the base model alone."""
+    """Own held-out measurement of a candidate, and of its parent, against the base model alone."""
 
     checkpoint: int
     weights_hash: bytes
     improvement_ppm: int
     held_out_examples: int
+    parent_improvement_ppm: int
 
 
 @dataclass(frozen=True, slots=True)

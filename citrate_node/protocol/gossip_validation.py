@@ -80,6 +80,8 @@ def _check_measurement(state: NetworkState, body: Measurement, compositions: Con
     if body.adapter_id != state.adapter_id and body.adapter_id not in compositions:
         # its author may have seen a block that we have not: catch-up brings the message again
         raise ignore(Reason.WRONG_ADAPTER, body.adapter_id[:8].hex())
+    if body.adapter_id != state.adapter_id and body.parent_improvement_ppm:
+        raise reject(Reason.MALFORMED, "a composition replaces nothing: parent_improvement_ppm must be 0")
 
 
 def _check_signal(state: NetworkState, signal: MentorshipSignal) -> None:

@@ -108,6 +108,10 @@ class Measurement:
 
     held_out_examples: Count
 
+    parent_improvement_ppm: Ppm = 0
+    """The same of the weights that the candidate would replace, on the same examples: committees change,
+    and only what one node found on one set of examples can be compared. 0 for a composition."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proposal:

@@ -17,7 +17,7 @@ from .certificate import Validator, validator_set_hash
 from .checkpoint import CheckpointRecord
 from .codecs import Codec, DeltaLimits, codec, decode_delta
 from .content_id import ContentId, content_id
-from .encoding import EncodingError, Hash32, Ppm, Sized, SizedIds, decode_fields, encode_fields
+from .encoding import EncodingError, Hash32, Sized, SizedIds, decode_fields, encode_fields
 from .methods import moving_factor
 from .preset import Preset
 from .reputation import Reputation
@@ -39,7 +39,6 @@ class StateFile:
     weights_size_bytes: int
     recent_weights: SizedIds
     """Content digests of the latest weights, newest first: the parents that a signal may name."""
-    accuracy_bar_ppm: Ppm
     reputations: tuple[Reputation, ...]
     """Ascending by node key."""
     committee: tuple[int, ...]
@@ -65,9 +64,6 @@ class NetworkState:
     weights: AdapterWeights
     weights_content: ContentId
     recent_weights: tuple[bytes, ...]
-    accuracy_bar_ppm: int
-    """A result below it is not promoted: the latest version's accuracy less preset.accuracy_drop_ppm_max, and
-    less that much again for every result refused since, so that a world that changed stops nobody."""
     reputations: tuple[Reputation, ...]
     committee_positions: tuple[int, ...]
     momentum: bytes = b""
@@ -193,7 +189,6 @@ class NetworkState:
                 self.weights_content.digest,
                 self.weights_content.size_bytes,
                 self.recent_weights,
-                self.accuracy_bar_ppm,
                 self.reputations,
                 self.committee_positions,
                 self.momentum,
@@ -246,7 +241,6 @@ def genesis_state(
         weights=weights,
         weights_content=content,
         recent_weights=(content.digest,),
-        accuracy_bar_ppm=-preset.accuracy_drop_ppm_max,
         reputations=tuple(
             Reputation(node.node_key, preset.reputation_initial_ppm, 0, preset.credibility_initial_ppm)
             for node in ordered
@@ -289,7 +283,6 @@ def restore_state(
         weights=weights,
         weights_content=weights_content,
         recent_weights=parsed.recent_weights,
-        accuracy_bar_ppm=parsed.accuracy_bar_ppm,
         reputations=parsed.reputations,
         committee_positions=parsed.committee,
         momentum=parsed.momentum,

@@ -160,7 +160,16 @@ def process_checkpoint(
     accuracy = weighted_median(
         [(_measurement(m).improvement_ppm, state.voice_of(m.author)) for m in measurements]
     )
-    promoted = candidate.changed and accuracy is not None and accuracy >= state.accuracy_bar_ppm
+    gain = weighted_median(
+        [
+            (
+                _measurement(m).improvement_ppm - _measurement(m).parent_improvement_ppm,
+                state.voice_of(m.author),
+            )
+            for m in measurements
+        ]
+    )
+    promoted = candidate.changed and gain is not None and gain >= -state.preset.accuracy_drop_ppm_max
     weights, content = (
         (candidate.weights, candidate.content) if promoted else (state.weights, state.weights_content)
     )
@@ -175,7 +184,6 @@ def process_checkpoint(
         weights=weights,
         weights_content=content,
         recent_weights=recent,
-        accuracy_bar_ppm=_accuracy_bar(state, accuracy if candidate.changed else None, promoted),
         reputations=candidate.reputations,
         committee_positions=committee,
         momentum=candidate.momentum if promoted else state.momentum,
@@ -208,13 +216,6 @@ def process_checkpoint(
     )
     composed = tuple(composition.request for composition in inputs.compositions)
     return Outcome(replace(after, record_hash=record.hash), record, candidate, composed)
-
-
-def _accuracy_bar(state: NetworkState, accuracy: int | None, promoted: bool) -> int:
-    if accuracy is None:
-        return state.accuracy_bar_ppm  # nothing new was measured
-    before = accuracy if promoted else state.accuracy_bar_ppm
-    return max(before - state.preset.accuracy_drop_ppm_max, -(2**62))
 
 
 def is_valid_delta(state: NetworkState, signal: MentorshipSignal, data: bytes) -> bool:

@@ -394,8 +394,9 @@ class MainLoop:
         try:
             assert self._worker is not None
             improvement_ppm, examples = await self._worker.measure(action.weights.tensors())
+            before_ppm, _ = await self._worker.measure(action.parent.tensors())
             event: ev.Event = ev.MeasurementFinished(
-                action.checkpoint, action.weights_hash, improvement_ppm, examples
+                action.checkpoint, action.weights_hash, improvement_ppm, examples, before_ppm
             )
         except CitrateError as error:
             event = ev.TrainingFailed("measure", str(error), action.checkpoint)

@@ -429,12 +429,17 @@ class Cluster(World):
 
     def _measure(self, index: int, action: act.Measure | act.MeasureComposition) -> None:
         ticket = self.tasks.measure.ask(MeasureRequest(index, action.weights))
+        parent = action.parent if isinstance(action, act.Measure) else None
+        before = None if parent is None else self.tasks.measure.ask(MeasureRequest(index, parent))
 
         def finished() -> ev.Event:
             figure = self.tasks.measure.take(ticket)
             if isinstance(action, act.MeasureComposition):
                 return ev.CompositionMeasured(action.weights_hash, *figure)
-            return ev.MeasurementFinished(action.checkpoint, action.weights_hash, *figure)
+            assert before is not None
+            return ev.MeasurementFinished(
+                action.checkpoint, action.weights_hash, *figure, self.tasks.measure.take(before)[0]
+            )
 
         self._when_done(index, self._latency(), finished)
 

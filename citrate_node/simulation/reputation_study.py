@@ -268,7 +268,8 @@ class _Study:
             key = self._present(node).node_key
             if kind not in ("honest", "odd") or key not in state.committee_keys:
                 continue
-            found = self.task.improvements_ppm(node, base, self.manifest, {b"": values - base}, 1.0)
+            moved = {b"": values - base, b"parent": self.values() - self.offset - base}
+            found = self.task.improvements_ppm(node, base, self.manifest, moved, 1.0)
             body = Measurement(
                 state.network_id,
                 key,
@@ -277,6 +278,7 @@ class _Study:
                 candidate.content.digest,
                 found[b""][0],
                 self.task.examples,
+                found[b"parent"][0],
             )
             out.append(sign_message(self.by_key[key].seed, body))
         return tuple(out)

@@ -120,12 +120,15 @@ class Speakers:
         """By the honest of the committee: what dishonest ones may say here is another question."""
         candidate = aggregate(state, made)
         members = sorted(self.place[key] for key in state.committee_keys)
+        honest = [node for node in members if self.options.kinds[node] == HONEST]
         requests = [
-            MeasureRequest(node, candidate.weights) for node in members if self.options.kinds[node] == HONEST
+            MeasureRequest(node, weights) for node in honest for weights in (candidate.weights, state.weights)
         ]
         found = self.spread("measure", requests, [request.node for request in requests])
         out = []
-        for request, (improvement, examples) in zip(requests, found, strict=True):
+        for request, (improvement, examples), before in zip(
+            requests[::2], found[::2], found[1::2], strict=True
+        ):
             identity = self.identities[request.node]
             body = Measurement(
                 state.network_id,
@@ -135,6 +138,7 @@ class Speakers:
                 candidate.content.digest,
                 improvement,
                 examples,
+                before[0],
             )
             out.append(sign_message(identity.seed, body))
         return tuple(out)

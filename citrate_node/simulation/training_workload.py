@@ -225,16 +225,26 @@ class TrainingWorkload:
         """Held-out loss of the base alone and of the weights, of whatever rank and scale they are."""
         distinct: dict[bytes, Tensors] = {}
         pairs: list[tuple[Tensors | None, Rows]] = []
-        scalings = []
+        scalings: list[float] = []
+        base_at: dict[int, int] = {}
+        places = []
         for request in requests:
-            weights = distinct.setdefault(request.weights.digest(), request.weights.tensors())
+            key = request.weights.digest()
+            if key not in distinct:
+                distinct[key] = request.weights.tensors()
             rows = self._held_out(request.node)
-            pairs += [(None, rows), (weights, rows)]
-            scalings += [request.weights.config.alpha / request.weights.config.rank] * 2
+            scaling = request.weights.config.alpha / request.weights.config.rank
+            if request.node not in base_at:
+                base_at[request.node] = len(pairs)
+                pairs.append((None, rows))
+                scalings.append(scaling)
+            places.append((base_at[request.node], len(pairs)))
+            pairs.append((distinct[key], rows))
+            scalings.append(scaling)
         losses = self._loaded().losses(pairs, scalings)
         return [
-            (improvement_ppm(base.loss, own.loss), own.examples)
-            for base, own in zip(losses[::2], losses[1::2], strict=True)
+            (improvement_ppm(losses[base].loss, losses[own].loss), losses[own].examples)
+            for base, own in places
         ]
 
     def losses(self, weights: AdapterWeights, nodes: Sequence[int]) -> list[int]:

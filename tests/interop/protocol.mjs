@@ -83,7 +83,7 @@ export const KINDS = {
     suffix: 'measurements',
     fields: {
       ...COMMON, checkpoint: CHECKPOINT, adapter_id: HASH, weights_hash: HASH, improvement_ppm: PPM,
-      held_out_examples: COUNT
+      held_out_examples: COUNT, parent_improvement_ppm: PPM
     }
   },
   4: {

@@ -120,6 +120,7 @@ def body_of(kind: type) -> st.SearchStrategy[Any]:
         "target_checkpoint": st.integers(0, 5),
         "round": st.integers(0, 3) | st.integers(0, 2**32 - 1),
         "improvement_ppm": st.integers(-(2**63) + 1, 2**63 - 1),
+        "parent_improvement_ppm": st.integers(-(2**63) + 1, 2**63 - 1),
         "delta_hash": st.sampled_from(sorted(DELTAS)) | IDS,
         "delta_size_bytes": st.integers(1, 2**34),
         "record": st.just(RECORD.encode()) | st.binary(min_size=1, max_size=40),
@@ -440,7 +441,7 @@ def test_results_of_a_closed_checkpoint_do_not_disturb_what_runs_now() -> None:
     machine.evaluator.measuring = b"running"
     for event in (
         ev.EvaluationFinished(1, {}),
-        ev.MeasurementFinished(1, bytes(32), 1, 1),
+        ev.MeasurementFinished(1, bytes(32), 1, 1, 0),
         ev.TrainingFailed("evaluate", "", 1),
         ev.TrainingFailed("measure", "", 1),
     ):

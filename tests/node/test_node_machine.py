@@ -462,7 +462,7 @@ def test_a_figure_that_was_signed_before_a_restart_is_not_signed_in_another_way(
     tell(machine, announced)
     head(machine, 104)
     actions = machine.handle(ev.EvaluationFinished(1, {announced.id: (5, 5)}))
-    actions += machine.handle(ev.MeasurementFinished(1, bytes([7]) * 32, 5, 5))
+    actions += machine.handle(ev.MeasurementFinished(1, bytes([7]) * 32, 5, 5, 0))
     assert of(act.Publish, actions) == []
     assert of(act.Journal, actions) == []
 

@@ -42,6 +42,7 @@ def checkpoint(
     data: Mapping[int, bytes],
     reports: Mapping[tuple[int, int], int] | None = None,
     accuracy: int = 500,
+    before: int = 0,
 ) -> Outcome:
     """One in which these nodes announce these deltas; reports: (evaluator, mentor) to ppm, 1000 elsewhere."""
     everybody = range(len(state.nodes))
@@ -57,7 +58,7 @@ def checkpoint(
         deltas={content_id(file).digest: file for file in data.values()},
     )
     result = aggregate(state, made).content.digest
-    measured = tuple(measurement(state, i, result, accuracy) for i in everybody)
+    measured = tuple(measurement(state, i, result, accuracy, before) for i in everybody)
     return process_checkpoint(state, replace(made, measurements=measured))
 
 
@@ -219,18 +220,45 @@ def test_a_preset_that_cannot_be_is_refused_by_name(changes: dict[str, object], 
 # ---------------------------------------------------------------- promotion
 
 
-def test_a_result_far_worse_than_the_last_is_not_promoted_and_the_bar_comes_down() -> None:
+def test_a_result_far_worse_than_its_parent_is_not_promoted() -> None:
     drop = MINIMAL.accuracy_drop_ppm_max
     state = network(4)
-    good = checkpoint(state, {0: delta(state, 0)}, accuracy=100_000)
-    assert (good.record.promoted, good.state.accuracy_bar_ppm) == (True, 100_000 - drop)
-    worse = 100_000 - drop - 1
-    refused = checkpoint(good.state, {0: delta(good.state, 0)}, accuracy=worse)
+    refused = checkpoint(state, {0: delta(state, 0)}, accuracy=100_000 - drop - 1, before=100_000)
     assert (refused.record.promoted, refused.record.accuracy_ppm) == (False, 0)
-    assert refused.state.weights == good.state.weights
-    assert refused.state.accuracy_bar_ppm == 100_000 - 2 * drop
-    taken = checkpoint(refused.state, {0: delta(refused.state, 0)}, accuracy=worse)
-    assert (taken.record.promoted, taken.record.accuracy_ppm) == (True, worse)
+    assert refused.state.weights == state.weights
+    taken = checkpoint(state, {0: delta(state, 0)}, accuracy=100_000 - drop, before=100_000)
+    assert (taken.record.promoted, taken.record.accuracy_ppm) == (True, 100_000 - drop)
+
+
+def test_a_committee_with_harder_data_than_the_last_one_holds_nothing_back() -> None:
+    """Accuracies of two committees differ by their members' data; what counts is each member's own gain."""
+    state = network(4)
+    first = checkpoint(state, {0: delta(state, 0)}, accuracy=300_000)
+    then = checkpoint(first.state, {0: delta(first.state, 0)}, accuracy=40_000, before=30_000)
+    assert [(o.record.promoted, o.record.accuracy_ppm) for o in (first, then)] == [
+        (True, 300_000),
+        (True, 40_000),
+    ]
+
+
+def test_the_gain_is_the_median_of_what_each_member_found() -> None:
+    drop = MINIMAL.accuracy_drop_ppm_max
+    state = network(4)
+    made = checkpoint(state, {0: delta(state, 0)})
+    data = {0: delta(state, 0)}
+    signals = {i: signal(state, i, file) for i, file in data.items()}
+    evaluations = tuple(
+        evaluation(state, i, signals[0])
+        for i in range(4)
+        if identity(i).node_key in state.evaluators[identity(0).node_key]
+    )
+    files = {content_id(file).digest: file for file in data.values()}
+    given = CheckpointInputs(tuple(signals.values()), evaluations, deltas=files)
+    result = made.aggregation.content.digest
+    # (candidate, parent): accuracies alone would rise, from a median of 0 to one of 10,000
+    found = [(10_000, 10_000 + 2 * drop), (10_000, 10_000 + 2 * drop), (50_000, 0), (0, 0)]
+    measured = tuple(measurement(state, i, result, *pair) for i, pair in enumerate(found))
+    assert not process_checkpoint(state, replace(given, measurements=measured)).record.promoted
 
 
 # ---------------------------------------------------------------- harm and credibility

@@ -38,7 +38,7 @@ def h(value: int) -> bytes:
 BODIES: list[Body] = [
     MentorshipSignal(NETWORK, AUTHOR, h(1), h(2), 3, h(4), "int8", h(5), h(6), 7, 8),
     Evaluation(NETWORK, AUTHOR, 3, h(4), -1234, 50),
-    Measurement(NETWORK, AUTHOR, 3, h(1), h(2), 25_000, 50),
+    Measurement(NETWORK, AUTHOR, 3, h(1), h(2), 25_000, 50, 24_000),
     Proposal(NETWORK, AUTHOR, 3, 0, b"record"),
     Vote(NETWORK, AUTHOR, 3, 1, h(9), bytes(65)),
 ]

@@ -92,7 +92,7 @@ def test_a_follower_with_another_state_than_the_committee_is_caught() -> None:
     done = world.outcomes[1]
     assert done.outcome is not None
     right = done.outcome.state
-    world.shared._states[right.record_hash] = replace(right, accuracy_bar_ppm=right.accuracy_bar_ppm + 1)
+    world.shared._states[right.record_hash] = replace(right, recent_weights=right.recent_weights[:1])
     world.shared._followed.clear()
     with pytest.raises(SafetyViolation, match="checkpoint 1 restored is not the one computed"):
         world.shared.follow(world.genesis, right.record_hash, done.record, done.state_file, done.weights)

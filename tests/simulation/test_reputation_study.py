@@ -47,6 +47,8 @@ def test_who_gives_nothing_comes_to_the_floor(kind: Kind, count: int) -> None:
 
 
 def test_a_colluding_third_is_outvoted_because_it_loses_its_voice() -> None:
+    """Even deaf the network takes no harm, since nobody promotes what members measured worse: but nothing is
+    learnt from the honest any more."""
     with_credibility = ran("colluder", 6, moving_target=0.0)
     assert_honest_do_well(with_credibility)
     assert max(with_credibility.final_credibility("colluder")) < 100_000
@@ -54,7 +56,7 @@ def test_a_colluding_third_is_outvoted_because_it_loses_its_voice() -> None:
     deaf = replace(PRESET, credibility_evaluations_min=1000)
     without = ran("colluder", 6, moving_target=0.0, preset=deaf)
     assert without.mean_share_ppm("honest", 20) < without.mean_share_ppm("colluder", 20)
-    assert without.losses[-1] > 4 * with_credibility.losses[-1]
+    assert without.losses[-1] < 2 * with_credibility.losses[-1]
 
 
 def test_a_new_identity_starts_low_and_falls_again() -> None:

@@ -72,7 +72,7 @@ def test_an_error_in_a_worker_reaches_the_caller_by_its_text() -> None:
     workload = ProcessWorkload(partial(synthetic_task, ClusterOptions(MINIMAL)), 1)
     try:
         with pytest.raises(ServiceError, match="worker 0 failed: AttributeError"):
-            workload._ask({0: ("no_such_method", ())})
+            workload.ask({0: ("no_such_method", ())})
         assert workload.loss_sum(workload.initial_weights(), range(4)) > 0
     finally:
         workload.close()
