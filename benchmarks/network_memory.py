@@ -21,11 +21,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "network"), str(ROOT / "benchmarks")]
 
 TOPIC = "/citrate/benchmark/1"
-MEGABYTE = 1_000_000
+MEBIBYTE = 1 << 20
+GROWTH_LIMIT = 1.0
+"""MiB an hour above which a node counts as growing: a GiB would take it six weeks."""
 
 
 async def measure(nodes: int, minutes: float, pause_seconds: float) -> tuple[list[list[float]], int]:
-    """Samples of (seconds since the start, megabytes of each node), and how many messages were delivered."""
+    """Samples of (seconds since the start, MiB of each node), and how many messages were delivered."""
     import network_workers
 
     samples: list[list[float]] = []
@@ -37,23 +39,23 @@ async def measure(nodes: int, minutes: float, pause_seconds: float) -> tuple[lis
         await workers.ask(do="mesh", peers=nodes - 1)
         begun, step_seconds = time.monotonic(), min(60.0, minutes * 60 / 20)
         while (elapsed := time.monotonic() - begun) < minutes * 60 or not samples:
-            samples.append([elapsed, *(size / MEGABYTE for size in workers.resident_bytes())])
+            samples.append([elapsed, *(size / MEBIBYTE for size in workers.resident_bytes())])
             talked = await workers.ask(
                 do="talk", seconds=step_seconds, pause_seconds=pause_seconds, size_bytes=1_000
             )
             delivered += sum(answer["delivered"] for answer in talked)
             print(_line(samples[-1], delivered), flush=True)
-        samples.append([time.monotonic() - begun, *(size / MEGABYTE for size in workers.resident_bytes())])
+        samples.append([time.monotonic() - begun, *(size / MEBIBYTE for size in workers.resident_bytes())])
     return samples, delivered
 
 
 def _line(sample: list[float], delivered: int) -> str:
     sizes = "  ".join(f"{size:6.1f}" for size in sample[1:])
-    return f"{sample[0] / 60:6.1f} min   MB per node  {sizes}   delivered so far {delivered}"
+    return f"{sample[0] / 60:6.1f} min   MiB per node  {sizes}   delivered so far {delivered}"
 
 
 def slope_per_hour(samples: list[list[float]], node: int) -> float:
-    """Megabytes an hour of one node, by least squares over the second half."""
+    """MiB an hour of one node, by least squares over the second half."""
     half = samples[len(samples) // 2 :]
     times, sizes = [sample[0] / 3600 for sample in half], [sample[node + 1] for sample in half]
     middle, mean = sum(times) / len(times), sum(sizes) / len(sizes)
@@ -75,9 +77,10 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     samples, delivered = asyncio.run(measure(options.nodes, options.minutes, options.pause))
     slopes = [slope_per_hour(samples, node) for node in range(options.nodes)]
+    verdict = "steady" if max(slopes) <= GROWTH_LIMIT else "grows"
     print(
-        f"after {samples[-1][0] / 60:.0f} minutes: {max(samples[-1][1:]):.1f} MB at most; "
-        f"growth in the second half {max(slopes):.1f} MB an hour at most; {delivered} deliveries"
+        f"after {samples[-1][0] / 60:.0f} minutes: {max(samples[-1][1:]):.1f} MiB at most; "
+        f"growth in the second half {max(slopes):.2f} MiB an hour at most: {verdict}; {delivered} deliveries"
     )
     if options.json is not None:
         result = {
@@ -86,8 +89,10 @@ def main() -> None:
             "load_after": os.getloadavg()[0],
             "minutes": samples[-1][0] / 60,
             "deliveries": delivered,
-            "megabytes_per_hour": slopes,
-            "samples_seconds_then_megabytes_per_node": samples,
+            "growth_limit_mebibytes_per_hour": GROWTH_LIMIT,
+            "mebibytes_per_hour": slopes,
+            "verdict": verdict,
+            "samples_seconds_then_mebibytes_per_node": samples,
         }
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 
