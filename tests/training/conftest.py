@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from short_training import SHORT, SMALL
 
 from citrate_node.training import worker_pipe
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.data import NodeData, load_node_data
 from citrate_node.training.initial import Tensors
 from citrate_node.training.lora import LoraTrainer
-from citrate_node.training.settings import LoraSettings, TrainSettings
-
-SMALL = LoraSettings(rank=2, alpha=4)
-SHORT = TrainSettings(steps=3, batch_sequences=4, sequence_bytes=64, learning_rate=0.02)
 
 
 @pytest.fixture(scope="session", autouse=True)

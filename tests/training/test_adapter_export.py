@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SMALL
+from short_training import SMALL
 
 from citrate_node.errors import ConfigError
 from citrate_node.protocol.adapter import AdapterConfig, AdapterLimits, decode_adapter, from_tensors

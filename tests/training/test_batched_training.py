@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from conftest import SHORT, SMALL
+from short_training import SHORT, SMALL
 
 from citrate_node.errors import ConfigError
 from citrate_node.training.base_model import BaseModel

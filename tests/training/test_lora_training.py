@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from conftest import SHORT, SMALL
+from short_training import SHORT, SMALL
 
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.data import PAD, NodeData

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import SHORT, SMALL
+from short_training import SHORT, SMALL
 
 from citrate_node.training import summary
 from citrate_node.training.base_model import BaseModel

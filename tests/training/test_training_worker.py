@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import pytest_asyncio
-from conftest import SHORT, SMALL
+from short_training import SHORT, SMALL
 
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.training.data import NodeData
