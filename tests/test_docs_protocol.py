@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from citrate_node.config import load_preset
-from citrate_node.network import gossip, hardening, ledger, peers
+from citrate_node.network import gossip, hardening, ledger, peers, waste
 from citrate_node.network.requests import BUSY_POINTS
 from citrate_node.network.settings import (
     BLOB_PROTOCOL,
@@ -26,7 +26,7 @@ from citrate_node.protocol import catch_up, certificate, checkpoint, encoding, m
 from citrate_node.protocol.encoding import Between, Sized
 from citrate_node.protocol.state import StateFile
 from citrate_node.protocol.topics import all_topics
-from citrate_node.runtime import judging
+from citrate_node.runtime import judging, opened
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = (ROOT / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -165,7 +165,14 @@ def test_points_statuses_and_stream_protocols_are_the_documented_ones() -> None:
     c = NetworkConfig(identity_seed=bytes(32))
     assert (c.score_max, c.score_decay_per_second, c.block_ms) == (100, 1, 600_000)
     assert "fade by 1 a second; at 100 the peer is cut off for 10 minutes" in FLAT
-    assert f"seen in the last {gossip.SEEN_SECONDS:.0f} s" in TEXT
+    assert f"seen in the last {waste.SEEN_SECONDS:.0f} s" in TEXT
+    assert f"At {c.useless_messages_max} the peer is cut off for 10 minutes" in FLAT
+    assert f"counts 1/{1 / ledger.LATE_MESSAGE:.0f}, and" in FLAT
+    assert f"(not for too much) {ledger.USELESS_PER_POINT}." in FLAT
+    assert f"beyond {ledger.COPIES_PER_MESSAGE} for every message" in FLAT
+    assert f"more than {opened.PASSED_ON_BEHIND} behind the open one" in FLAT
+    assert f"more than {opened.EXCUSED_BEHIND} checkpoints behind" in FLAT
+    assert f"heard more than {opened.EXCUSED_COPY_SECONDS:.0f} s ago" in FLAT
     assert [int(row[0]) for row in rows("status")] == [status.value for status in BlobStatus]
     for protocol in (BLOB_PROTOCOL, PEERS_PROTOCOL, REQUEST_PROTOCOL):
         assert f"`{protocol}`" in TEXT

@@ -9,7 +9,6 @@ remember or dial what a peer invents. Each remedy has a test that fails without 
 import contextlib
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Final
 from weakref import WeakValueDictionary
@@ -24,9 +23,10 @@ from libp2p.pubsub.pubsub import Pubsub
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.validators import signature_validator
 
-from citrate_node.network.ledger import INVALID_MESSAGE, MALFORMED_FRAME, OVER_RATE, Ledger
+from citrate_node.network.ledger import INVALID_MESSAGE, LATE_MESSAGE, MALFORMED_FRAME, OVER_RATE, Ledger
 from citrate_node.network.settings import NetworkConfig, PeerFailed
 from citrate_node.network.streams import Stream, read_some
+from citrate_node.network.waste import SeenMessages, SequenceMarks, Worth
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +34,6 @@ FRAME_SIZE_BYTES_MAX: Final = 1 << 20
 MESSAGES_PER_FRAME_MAX: Final = 2_000
 CONTROLS_PER_FRAME_MAX: Final = 256
 IDS_PER_CONTROL_MAX: Final = 1_000
-SEEN_SECONDS: Final = 600.0
-SEEN_MESSAGES_MAX: Final = 100_000
 SUBSCRIPTIONS_PER_PEER_MAX: Final = 32
 QUEUED_MESSAGES_MAX: Final = 1_024
 QUEUED_BYTES_MAX: Final = 8 << 20
@@ -75,27 +73,6 @@ class SendQueue(RpcQueue):  # type: ignore[misc]
         if rpc is not None:
             self._size_bytes -= rpc.ByteSize()
         return rpc
-
-
-class SeenMessages:
-    """Ids of messages of the last ten minutes. The library's own cache owns a thread and has no bound."""
-
-    def __init__(self) -> None:
-        self._expiry: OrderedDict[bytes, float] = OrderedDict()
-
-    def add(self, message_id: bytes) -> bool:
-        new = message_id not in self._expiry
-        self._expiry[message_id] = trio.current_time() + SEEN_SECONDS
-        self._expiry.move_to_end(message_id)
-        while len(self._expiry) > SEEN_MESSAGES_MAX:
-            self._expiry.popitem(last=False)
-        return new
-
-    def has(self, message_id: bytes) -> bool:
-        now = trio.current_time()
-        while self._expiry and next(iter(self._expiry.values())) <= now:
-            self._expiry.popitem(last=False)
-        return message_id in self._expiry
 
 
 class SafeGossipSub(GossipSub):  # type: ignore[misc]
@@ -181,18 +158,21 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
         config: NetworkConfig,
         ledger: Ledger,
         validate: Callable[[str, bytes], bool],
+        worth: Callable[[str, bytes], Worth],
         deliver: Deliver,
     ) -> None:
         super().__init__(host, router, max_subscriptions_per_peer=SUBSCRIPTIONS_PER_PEER_MAX)
         library_cache: Any = self.seen_messages
         library_cache.stop()  # a thread that nothing else would ever end
-        self.seen_messages: SeenMessages = SeenMessages()
+        self.seen_messages: SeenMessages = SeenMessages(trio.current_time)
+        self._sequences = SequenceMarks(trio.current_time)
         # from the second and a count, a node that restarts repeats numbers, and its messages are dropped
         self.counter = time.time_ns()
         self._announced_on: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._config = config
         self._ledger = ledger
         self._validate = validate
+        self._worth = worth
         self._deliver = deliver
 
     def get_hello_packet(self) -> Any:
@@ -278,33 +258,61 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
 
     async def push_msg(self, msg_forwarder: Any, msg: Any) -> None:
         """Check a message once, deliver it, pass it on. Ours need only the last."""
+        ledger = self._ledger
         if msg_forwarder == self.my_id:
             self._mark_msg_seen(msg)
+            ledger.note_seen()
             await self.router.publish(msg_forwarder, msg)
             return
+        forwarder = str(msg_forwarder)
         if self._is_msg_seen(msg):
+            ledger.note_repeated(forwarder)
             return
-        forwarder, ledger = str(msg_forwarder), self._ledger
         topic = msg.topicIDs[0] if len(msg.topicIDs) == 1 else ""
         if topic not in self.topic_ids:
+            ledger.note_useless(forwarder, 1.0, "sends topics that nobody here listens to")
             return
         origin = str(ID(msg.from_id))
         if ledger.is_blocked(origin) or ledger.is_blocked(forwarder) or msg.from_id == self.my_id.to_bytes():
             ledger.count("messages_refused")
+            if msg.from_id == self.my_id.to_bytes():
+                ledger.note_useless(forwarder, 1.0, "sends us our own messages")
             return
         if not self._is_valid(topic, msg):
             ledger.count("messages_invalid")
             ledger.penalise(forwarder, INVALID_MESSAGE, f"forwarded an invalid message on {topic}")
             return
         self._mark_msg_seen(msg)
+        if not self._is_useful(forwarder, origin, msg):
+            return
         if not ledger.admit_origin(origin):
             ledger.count("messages_over_rate")
             if forwarder == origin:
-                ledger.penalise(origin, OVER_RATE, "publishes more than it may")
+                ledger.penalise(origin, OVER_RATE, "publishes more than it may", in_haste=True)
             return
         ledger.count("messages_received")
+        if forwarder != origin:
+            ledger.note_useful(forwarder)
         self._deliver(topic, origin, forwarder, msg.data)
         await self.router.publish(msg_forwarder, msg)
+
+    def _is_useful(self, forwarder: str, origin: str, msg: Any) -> bool:
+        """Whether a valid message is of use now; whoever brought one that is not is accounted for it."""
+        worth = self._worth(origin, msg.data)
+        if worth is not Worth.USELESS:
+            sent_before = self._sequences.is_below(origin, int.from_bytes(msg.seqno, "big"))
+            if worth is Worth.USEFUL:
+                self._ledger.note_seen()
+                return True
+            if not sent_before:
+                self._ledger.note_seen()
+                self._ledger.count("messages_late")
+                if forwarder == origin:
+                    self._ledger.note_useless(origin, LATE_MESSAGE, "publishes for closed checkpoints")
+                return False
+        self._ledger.count("messages_useless")
+        self._ledger.note_useless(forwarder, 1.0, "repeats old messages, or foreign ones")
+        return False
 
     def _is_valid(self, topic: str, msg: Any) -> bool:
         """Whether a message is right whoever looks. Runs without a pause, so no second copy slips past it."""

@@ -1,9 +1,11 @@
 """What each peer has cost us lately: rates, points of misbehaviour, and who is blocked.
 
-Lives on the trio side; time comes in as a function, so that tests can turn the clock. Two measures, kept
+Lives on the trio side; time comes in as a function, so that tests can turn the clock. Three measures, kept
 apart on purpose: a peer above its rate is held back (we read slower, yamux stops it), which costs an honest
 peer in a hurry only time; a peer that does what no honest implementation does collects points, and at
-`score_max` it is cut off for `block_ms`. Being held back without end also collects points.
+`score_max` it is cut off for `block_ms`. Being held back without end also collects points. Points fade, so
+what is useless is counted as well, and that count does not: only useful messages bring it down, and at
+`useless_messages_max` the peer is cut off, however slowly it went about it.
 Called by gossip, requests, blobs, peers and, through the facade, by the node's own verdicts.
 """
 
@@ -30,6 +32,13 @@ OVER_RATE: Final = 0.5
 WRONG_BLOB: Final = 50.0
 HELD_BACK_PER_SECOND: Final = 5.0
 """Against a decay of 1 a second: 25 seconds of uninterrupted flood lead to a block, a burst never does."""
+LATE_MESSAGE: Final = 1 / 16
+"""Useless messages that one of a peer's own for a closed checkpoint counts for: a node that lags knows no
+better, and says some twenty things in a checkpoint."""
+USELESS_PER_POINT: Final = 0.5
+"""Useless messages that a point counts for: a peer with an invalid message an hour goes after fifty."""
+COPIES_PER_MESSAGE: Final = 2
+"""An honest peer hands a message over once by itself, and once more where it was asked for it meanwhile."""
 
 
 class Bucket:
@@ -72,6 +81,13 @@ class Account:
     connections: Bucket
     score: float = 0.0
     scored_at: float = 0.0
+    useless: float = 0.0
+    """Useless messages that no useful one has made up for."""
+    repeated: int = 0
+    """Messages that we had seen already, since the account was opened at `seen_before` messages."""
+    seen_before: int = 0
+    repeated_in_excess: int = 0
+    """The most by which the repeated ones were ever more than a mesh makes: so many have been counted."""
     running: dict[str, int] = field(default_factory=dict)
     """Transfers and requests under way, by kind."""
 
@@ -89,6 +105,7 @@ class Ledger:
         self._origins: OrderedDict[str, Bucket] = OrderedDict()
         self._blocked: OrderedDict[str, float] = OrderedDict()
         self._running: dict[str, int] = {}
+        self._seen = 0
         self.counters: dict[str, int] = {}
 
     def count(self, name: str, amount: int = 1) -> None:
@@ -140,10 +157,42 @@ class Ledger:
 
     def held_back(self, peer_id: str, seconds: float) -> None:
         """A peer that always has more to send than it may collects points for the time it was held."""
-        self.penalise(peer_id, seconds * HELD_BACK_PER_SECOND, "sends more than it may")
+        self.penalise(peer_id, seconds * HELD_BACK_PER_SECOND, "sends more than it may", in_haste=True)
 
-    def penalise(self, peer_id: str, points: float, reason: str) -> None:
-        """Add points; at `score_max` the peer is blocked. Points fade by `score_decay_per_second`."""
+    def note_seen(self) -> None:
+        """A message was seen for the first time, by whomever."""
+        self._seen += 1
+
+    def note_repeated(self, peer_id: str) -> None:
+        """A peer brought a message that we had. In a mesh everybody does; nobody can more often than that."""
+        account = self._account(peer_id)
+        account.repeated += 1
+        excess = account.repeated - COPIES_PER_MESSAGE * (self._seen - account.seen_before)
+        if excess > account.repeated_in_excess:
+            account.repeated_in_excess = excess
+            self.note_useless(peer_id, 1.0, "repeats messages more often than there are any")
+
+    def note_useful(self, peer_id: str) -> None:
+        """A peer was the first to bring a message, or said something itself that the node accepted."""
+        account = self._account(peer_id)
+        account.useless = max(0.0, account.useless - 1.0)
+
+    def note_useless(self, peer_id: str, messages: float, reason: str) -> None:
+        """Count so many useless messages; at `useless_messages_max` in excess the peer is blocked.
+
+        It comes back with half of them: the second time it goes sooner.
+        """
+        account = self._account(peer_id)
+        account.useless += messages
+        if account.useless >= self._config.useless_messages_max and not self.is_blocked(peer_id):
+            account.useless = self._config.useless_messages_max / 2
+            self._cut_off(peer_id, reason)
+
+    def penalise(self, peer_id: str, points: float, reason: str, *, in_haste: bool = False) -> None:
+        """Add points; at `score_max` the peer is blocked. Points fade by `score_decay_per_second`.
+
+        in_haste: the peer did too much, and nothing wrong; then nothing else remains of it.
+        """
         account = self._account(peer_id)
         account.score = self.score(peer_id) + points
         account.scored_at = self._clock()
@@ -151,8 +200,13 @@ class Ledger:
         log.debug("peer %s: %s (%.0f points, now %.0f)", peer_id, reason, points, account.score)
         if account.score >= self._config.score_max and not self.is_blocked(peer_id):
             account.score = 0.0
-            log.warning("peer %s is blocked for %d s: %s", peer_id, self._config.block_ms // 1000, reason)
-            self.block(peer_id, self._config.block_ms)
+            self._cut_off(peer_id, reason)
+        if not in_haste:
+            self.note_useless(peer_id, points * USELESS_PER_POINT, reason)
+
+    def _cut_off(self, peer_id: str, reason: str) -> None:
+        log.warning("peer %s is blocked for %d s: %s", peer_id, self._config.block_ms // 1000, reason)
+        self.block(peer_id, self._config.block_ms)
 
     def score(self, peer_id: str) -> float:
         """Points that have not faded yet."""
@@ -171,7 +225,8 @@ class Ledger:
     def unblock(self, peer_id: str) -> None:
         """Let a peer in again, with a clean account."""
         self._blocked.pop(peer_id, None)
-        self._account(peer_id).score = 0.0
+        account = self._account(peer_id)
+        account.score = account.useless = 0.0
 
     def is_blocked(self, peer_id: str) -> bool:
         until = self._blocked.get(peer_id)
@@ -192,6 +247,7 @@ class Ledger:
                 requests=Bucket(config.requests_per_second, config.requests_burst, now),
                 connections=Bucket(CONNECTIONS_PER_SECOND, CONNECTIONS_BURST, now),
                 scored_at=now,
+                seen_before=self._seen,
             )
             self._accounts[peer_id] = account
             if len(self._accounts) > PEERS_REMEMBERED_MAX:

@@ -1,8 +1,9 @@
 """The door to the network: an asyncio facade over a libp2p host that runs in a trio thread of its own.
 
-Gossip, requests to one peer, blobs, and peers kept connected. Bytes in, bytes out. Three callbacks come from
-the node: `validate` (in the trio thread: what never changes about a message), `find_blob` (in a worker
-thread) and `answer` (on the asyncio loop). Called by runtime; everything else in this folder is behind it.
+Gossip, requests to one peer, blobs, and peers kept connected. Bytes in, bytes out. Four callbacks come from
+the node: `validate` (in the trio thread: what never changes about a message), `worth` (in the trio thread, of
+what is valid: whether it is of use now), `find_blob` (in a worker thread) and `answer` (on the asyncio
+loop). Called by runtime; everything else in this folder is behind it.
 """
 
 import asyncio
@@ -37,6 +38,7 @@ from citrate_node.network.settings import (
     Received,
 )
 from citrate_node.network.trio_thread import TrioThread
+from citrate_node.network.waste import Worth
 from citrate_node.protocol.content_id import ContentId
 
 log = logging.getLogger(__name__)
@@ -66,9 +68,12 @@ class Libp2pNetwork:
         validate: Callable[[str, bytes], bool],
         find_blob: FindBlob,
         answer: Callable[[str, bytes], Awaitable[bytes]],
+        worth: Callable[[str, bytes], Worth] = lambda origin, data: Worth.USEFUL,
     ) -> None:
+        """worth: of (peer id of the origin, message), asked once for each valid message."""
         self._config = config
         self._validate = validate
+        self._worth = worth
         self._find_blob = find_blob
         self._answer = answer
         self._thread = TrioThread(self._serve, "citrate-network")
@@ -183,6 +188,10 @@ class Libp2pNetwork:
         """Add to a peer's points, from the node's verdicts; at `score_max` it is blocked for `block_ms`."""
         self._thread.run_soon(self._ledger.penalise, peer_id, weight, reason)
 
+    def report_useful(self, peer_id: str) -> None:
+        """The node has accepted a message of this peer: it makes up for a useless one."""
+        self._thread.run_soon(self._ledger.note_useful, peer_id)
+
     def block_peer(self, peer_id: str) -> None:
         """Cut a peer off until `unblock_peer`: no connection, no message by or through it."""
         self._thread.run_soon(self._ledger.block, peer_id)
@@ -198,7 +207,9 @@ class Libp2pNetwork:
         listen = _listen_address(self._config.listen)
         host = hardening.make_host(self._config, self._ledger)
         router = gossip.SafeGossipSub(self._ledger)
-        pubsub = gossip.SafePubsub(host, router, self._config, self._ledger, self._validate, self._deliver)
+        pubsub = gossip.SafePubsub(
+            host, router, self._config, self._ledger, self._validate, self._worth, self._deliver
+        )
         async with host.run([listen]):
             if not host.get_network().listeners:
                 raise _cannot_listen(self._config.listen)

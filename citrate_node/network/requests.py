@@ -61,7 +61,7 @@ class Requests:
         config, ledger = self._config, self._ledger
         if not ledger.begin("request", peer_id, config.requests_at_once_per_peer, config.requests_at_once):
             ledger.count("requests_refused")
-            ledger.penalise(peer_id, BUSY_POINTS, "more requests at once than it may")
+            ledger.penalise(peer_id, BUSY_POINTS, "more requests at once than it may", in_haste=True)
             await _send(stream, BUSY, b"")
             return
         try:

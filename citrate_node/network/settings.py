@@ -131,6 +131,8 @@ class NetworkConfig:
     score_max: float = 100.0
     """Points of misbehaviour at which a peer is blocked."""
     score_decay_per_second: float = 1.0
+    useless_messages_max: int = 256
+    """Useless messages of a peer, less the useful ones, at which it is blocked whatever time they took."""
     block_ms: int = 600_000
 
     def __post_init__(self) -> None:
@@ -174,5 +176,6 @@ _POSITIVE: Final = (
     "blob_idle_timeout_ms",
     "blob_retry_ms",
     "score_max",
+    "useless_messages_max",
     "block_ms",
 )

@@ -7,8 +7,6 @@ fetching, sending a transaction) runs as a task of its own and comes back as an 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -28,7 +26,6 @@ from ..protocol import catch_up
 from ..protocol.certificate import Certificate, Validator
 from ..protocol.content_id import ContentId
 from ..protocol.encoding import EncodingError
-from ..protocol.gossip_validation import open_message
 from ..protocol.messages import Message
 from ..protocol.rejection import Rejection, Verdict
 from ..protocol.tensors import Manifest
@@ -42,45 +39,15 @@ from .database import FinalCheckpoint, NodeDatabase, decode_certificate, encode_
 from .fetching import Fetcher
 from .final_files import prune, store_final
 from .judging import points_of
+from .opened import OpenedMessages
 
 EVENTS_MAX = 10_000
 CATCH_UP_PEERS = 8
 POLL_SECONDS = 0.25
 CHAIN_RETRY_SECONDS_MAX = 5.0
-OPENED_MESSAGES_MAX = 8_192
 
 Report = Callable[[dict[str, Any]], None]
 """Takes one fact for whoever watches: a JSON-ready mapping with a `type`."""
-
-
-class OpenedMessages:
-    """Envelopes that passed open_message, so that a signature is checked once per message, not per delivery.
-
-    Filled in the network's thread by the gossip validator, read on the asyncio loop.
-    """
-
-    def __init__(self, network_id: bytes) -> None:
-        self._network_id = network_id
-        self._opened: OrderedDict[bytes, Message] = OrderedDict()
-
-    def validate(self, topic: str, data: bytes) -> bool:
-        """The gossip validator: what never changes about a message, and that it stands on its own topic."""
-        try:
-            message = open_message(data, self._network_id)
-        except Rejection:
-            return False
-        if topic_of(self._network_id, message.body) != topic:
-            return False
-        self._opened[data] = message
-        while len(self._opened) > OPENED_MESSAGES_MAX:
-            with contextlib.suppress(KeyError):
-                self._opened.popitem(last=False)
-        return True
-
-    def open(self, data: bytes) -> Message:
-        """The message of an envelope. Raises Rejection."""
-        message = self._opened.pop(data, None)
-        return message if message is not None else open_message(data, self._network_id)
 
 
 class MainLoop:
@@ -150,6 +117,8 @@ class MainLoop:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
                 for event in stored:
+                    if isinstance(event, ev.MessageReceived):
+                        self._opened.note(event.message.id)
                     await self._handle(event)
                 self.is_restored = True
                 running = [
@@ -177,6 +146,7 @@ class MainLoop:
     async def _handle(self, event: ev.Event) -> None:
         actions = await asyncio.to_thread(self.node.handle, event)
         self.withheld = self.node.withheld()
+        self._opened.follow(self.node.state)
         for action in actions:
             if isinstance(action, act.ReportVerdict):
                 self._judge(event, action)
@@ -244,6 +214,7 @@ class MainLoop:
                 )
             case act.Publish():
                 message = action.message
+                self._opened.note(message.id)
                 await self._network.publish(
                     topic_of(self.node.state.network_id, message.body), message.envelope
                 )
@@ -283,6 +254,8 @@ class MainLoop:
         points = points_of(event, action)
         if points > 0 and action.peer is not None:
             self._network.report_misbehaviour(action.peer, points, reason)
+        elif action.verdict is Verdict.ACCEPT and action.peer is not None:
+            self._network.report_useful(action.peer)
 
     async def _finalize(self, action: act.Finalize) -> None:
         """Files first, then the database row that points to them, then pruning."""

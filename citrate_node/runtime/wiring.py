@@ -46,7 +46,8 @@ from .database import FinalCheckpoint, NodeDatabase
 from .fetching import Fetcher
 from .folder_lock import FolderLock
 from .keys import read_identity
-from .main_loop import MainLoop, OpenedMessages, Report
+from .main_loop import MainLoop, Report
+from .opened import OpenedMessages
 
 WAIT_FOR_PEERS_SECONDS = 60.0
 WAIT_FOR_OPENING_SECONDS = 0.25
@@ -74,6 +75,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
         network = Libp2pNetwork(
             _network_config(config, preset, identity),
             validate=opened.validate,
+            worth=opened.worth,
             find_blob=door.find_blob,
             answer=door.answer,
         )

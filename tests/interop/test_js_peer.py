@@ -20,7 +20,7 @@ from citrate_node.protocol.messages import Message, Proposal, Vote
 from citrate_node.protocol.state import NetworkState
 from citrate_node.protocol.state_transition import process_checkpoint
 from citrate_node.protocol.topics import all_topics, topic_of
-from citrate_node.runtime.main_loop import OpenedMessages
+from citrate_node.runtime.opened import OpenedMessages
 
 pytestmark = [
     pytest.mark.slow,

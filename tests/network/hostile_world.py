@@ -17,11 +17,11 @@ from citrate_node.node import actions as act
 from citrate_node.node import events as ev
 from citrate_node.node.state_machine import Node
 from citrate_node.protocol.messages import Evaluation, Vote
-from citrate_node.protocol.rejection import Rejection
+from citrate_node.protocol.rejection import Rejection, Verdict
 from citrate_node.protocol.state import NetworkState
 from citrate_node.protocol.topics import all_topics, topic_of
 from citrate_node.runtime.judging import points_of
-from citrate_node.runtime.main_loop import OpenedMessages
+from citrate_node.runtime.opened import OpenedMessages
 
 VICTIM, HONEST, HOSTILE = 0, 1, 3
 
@@ -50,9 +50,11 @@ def careless(number: int, **settings: Any) -> Libp2pNetwork:
 def careful(number: int, state: NetworkState, **settings: Any) -> Libp2pNetwork:
     """A node that passes on only what any node may take: what an honest one does with a flood of others."""
     opened = OpenedMessages(state.network_id)
+    opened.follow(state)
     return Libp2pNetwork(
         config_of(number, **settings),
         validate=opened.validate,
+        worth=opened.worth,
         find_blob=find_nothing,
         answer=answer_nothing,
     )
@@ -64,6 +66,7 @@ class Victim:
     def __init__(self, state: NetworkState, **settings: Any) -> None:
         self.state = state
         self.opened = OpenedMessages(state.network_id)
+        self.opened.follow(state)
         self.node = Node(identity(VICTIM), CHAIN, state, opened_block=100)
         self.node.handle(ev.HeadAdvanced(104))  # evaluations are under way
         self.stored_bytes = 0
@@ -71,6 +74,7 @@ class Victim:
         self.network = Libp2pNetwork(
             config_of(VICTIM, **settings),
             validate=self.opened.validate,
+            worth=self.opened.worth,
             find_blob=find_nothing,
             answer=answer_nothing,
         )
@@ -89,6 +93,8 @@ class Victim:
                         points = points_of(event, action)
                         if points:
                             self.network.report_misbehaviour(action.peer, points, "verdict")
+                        elif action.verdict is Verdict.ACCEPT:
+                            self.network.report_useful(action.peer)
 
     @property
     def held(self) -> int:

@@ -356,26 +356,6 @@ async def test_a_send_queue_is_bounded_in_bytes_and_empties_again() -> None:
     assert small == gossip.QUEUED_MESSAGES_MAX - pushed
 
 
-async def test_seen_messages_are_forgotten_by_age_and_by_number() -> None:
-    def see() -> tuple[bool, bool, bool, bool, int]:
-        async def run() -> tuple[bool, bool, bool, bool, int]:
-            seen = gossip.SeenMessages()
-            first, again = seen.add(b"a"), seen.add(b"a")
-            known = seen.has(b"a")
-            clock.jump(gossip.SEEN_SECONDS + 1)
-            forgotten = not seen.has(b"a")
-            for number in range(gossip.SEEN_MESSAGES_MAX + 10):
-                seen.add(b"%d" % number)
-            return first, again, known, forgotten, len(seen._expiry)
-
-        from trio.testing import MockClock
-
-        clock = MockClock()
-        return trio.run(run, clock=clock)
-
-    assert await asyncio.to_thread(see) == (True, False, True, True, gossip.SEEN_MESSAGES_MAX)
-
-
 async def test_address_records_in_frames_are_neither_sent_nor_believed(
     attacked: Any, send: Any, meshed: Any, on_trio: Any
 ) -> None:

@@ -79,6 +79,30 @@ async def test_a_hostile_peer_is_cut_off_at_a_bounded_cost_and_the_honest_one_be
                 await until(lambda: later.id in victim.accepted)
 
 
+@pytest.mark.parametrize("name", ["malformed", "replayed", "foreign", "contradictory"])
+async def test_slowness_does_not_save_a_hostile_peer(name: str, until: Any) -> None:
+    """Points that fade at once are what a peer has that sends one message an hour."""
+    state = network(4)
+    topics = all_topics(state.network_id)
+    # the default is 256; less makes no other test of it, only a shorter one
+    async with running_victim(state, score_decay_per_second=1e9, useless_messages_max=60) as victim:
+        hostile = careless(HOSTILE, peers=victim.network.addresses)
+        async with hostile:
+            for topic in topics:
+                await hostile.subscribe(topic)
+
+            async def is_meshed() -> bool:
+                return all([len(await hostile.mesh_peers(topic)) == 1 for topic in topics])
+
+            await until(is_meshed)
+            for sent, (topic, data) in enumerate(ATTACKS[name](state)):
+                if hostile.peer_id not in victim.network.connected_peers():
+                    break
+                await hostile.publish(topic, data)
+                assert sent < 1_000, "it is never cut off"
+            await until(lambda: victim.network.counters().get("blocks") == 1)
+
+
 def test_only_the_author_pays_for_a_contradiction_and_whoever_published_for_what_is_wrong() -> None:
     state = network(4)
     event = ev.MessageReceived(signal(state, HOSTILE, delta(state, 1)), "")
@@ -100,7 +124,8 @@ async def test_a_burst_that_an_origin_may_have_costs_nobody_points(until: Any) -
     """And what is above it costs nothing where another peer has forwarded it."""
     state = network(4)
     topic = all_topics(state.network_id)[1]
-    async with running_victim(state, origin_messages_burst=60) as victim:
+    # one a second: a busy machine may bring no more than the usual fifty
+    async with running_victim(state, origin_messages_burst=60, origin_messages_per_second=1) as victim:
         middle = careless(2, peers=victim.network.addresses)
         async with middle:
             origin = careless(HONEST, peers=middle.addresses)

@@ -66,7 +66,9 @@ async def test_no_bytes_on_any_protocol_stop_the_node(
     start_node: Any, until: Any, meshed: Any, on_trio: Any, protocol: str
 ) -> None:
     dice = random.Random(protocol)
-    victim = await start_node(1, score_max=1e9, requests_burst=10_000, blobs_at_once_per_peer=1_000)
+    victim = await start_node(
+        1, score_max=1e9, useless_messages_max=10**9, requests_burst=10_000, blobs_at_once_per_peer=1_000
+    )
     attacker = await start_node(2, peers=victim.addresses, redial_ms=20)
     for node in (attacker, victim):
         await node.subscribe(TOPIC)
