@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 
 from ..protocol.certificate import Certificate, commitment_digest, sign_digest
 from ..protocol.checkpoint import CheckpointRecord, commitment_of
-from ..protocol.content_id import content_id
 from ..protocol.messages import Message, Proposal, Vote
 from ..protocol.rejection import Reason, Rejection, Verdict
 from ..protocol.schedule import Phase
@@ -99,7 +98,7 @@ class Committer:
         """Votes and proposals of the latest round, until their effect is seen on chain."""
         core = self.core
         actions: list[Action] = []
-        own = [m for (author, _), m in core.pool.votes.items() if author == core.node_key]
+        own = core.pool.said_by(core.node_key, Vote)
         own += [m for m in core.pool.proposals.values() if m.author == core.node_key]
         for message in own:
             body = message.body
@@ -125,7 +124,7 @@ class Committer:
         core = self.core
         body = proposal.body
         assert isinstance(body, Proposal)
-        record_hash = content_id(body.record).digest
+        record_hash = proposal.record_hash
         record = core.pool.records[record_hash]
         slot = f"vote/{core.state.next_number}/{body.round}"
         if record_hash in self.refused:
@@ -161,11 +160,8 @@ class Committer:
 
     def _insisted(self, record_hash: bytes) -> bool:
         """Several proposers came to the very same record: then what is missing here was late for most."""
-        authors = {
-            m.author
-            for m in self.core.pool.proposals.values()
-            if isinstance(m.body, Proposal) and content_id(m.body.record).digest == record_hash
-        }
+        proposals = self.core.pool.proposals.values()
+        authors = {message.author for message in proposals if message.record_hash == record_hash}
         needed = min(self.core.state.preset.omission_rounds, len(self.core.state.committee))
         return len(authors) >= needed
 

@@ -11,12 +11,12 @@ from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Messa
 from ..protocol.preset import ONE_PPM
 from ..protocol.rejection import Reason, Verdict
 from ..protocol.schedule import Phase
-from ..protocol.state_transition import Aggregation, is_valid_delta
+from ..protocol.state_transition import Aggregation
 from ..protocol.tensors import delta_from_grid
 from .actions import Action, Evaluate, FetchDelta, Measure, Notice, ReportVerdict, StoreDelta
 from .core import REPEAT_BLOCKS, Core
 from .events import DeltaFetched, DeltaUnavailable, EvaluationFinished, MeasurementFinished
-from .pool import delta_content, delta_hash
+from .pool import delta_hash
 
 
 @dataclass
@@ -48,48 +48,47 @@ class Evaluator:
         if core.phase is Phase.SIGNAL:
             return []
         actions: list[Action] = [*self._fetch(), *self._evaluate(), *self._measure()]
-        for (author, _), message in (*core.pool.evaluations.items(), *core.pool.measurements.items()):
-            if author == core.node_key and core.phase is not Phase.FINALITY:
-                actions += core.repeat(message)
+        if core.phase is not Phase.FINALITY:
+            for kind in (Evaluation, Measurement):
+                for message in core.pool.said_by(core.node_key, kind):
+                    actions += core.repeat(message)
         return actions
 
     def _fetch(self) -> list[Action]:
         """Ask for the bytes of every signal, again after a while; give up only after the evaluation phase."""
         core = self.core
-        if not core.deltas_served or not (core.in_committee or self._is_drawn()):
+        drawn = core.state.drawn_to_measure.get(core.node_key, frozenset())
+        if not core.deltas_served or not (core.in_committee or drawn):
             return []
         wanted = core.pool.signals_without_bytes()
         if not core.in_committee:  # who only evaluates needs no delta but those that he measures
-            wanted = [m for m in wanted if core.node_key in core.state.evaluators[m.author]]
+            wanted = [m for m in wanted if m.author in drawn]
         actions: list[Action] = []
         closed = core.phase is not Phase.EVALUATION
         # what was given up is asked for again all the same: it may have been the network's fault
         for message in wanted:
-            content = delta_content(message)
+            content = message.delta_content
             if closed and self.refusals.get(content, 0) >= 2 and content not in core.pool.unavailable:
-                core.pool.unavailable.add(content)
+                core.pool.give_up(content)
                 actions.append(Notice("withheld", {"mentor": message.author[:4].hex()}))
             elif core.head - self.asked_at.get(content, -REPEAT_BLOCKS) >= REPEAT_BLOCKS:
                 self.asked_at[content] = core.head
                 actions.append(FetchDelta(content, message.author, message.checkpoint))
         return actions
 
-    def _is_drawn(self) -> bool:
-        return any(self.core.node_key in drawn for drawn in self.core.state.evaluators.values())
-
     def on_delta_fetched(self, event: DeltaFetched) -> list[Action]:
         """Keep bytes that are what their signal says; others are refused, and count as withheld."""
         pool = self.core.pool
         asked = [m for m in pool.signals_without_bytes() if delta_hash(m) == event.delta_hash]
         for message in asked:
-            if not is_valid_delta(self.core.state, _signal(message), event.data):
+            if not self.core.functions.is_valid_delta(self.core.state, _signal(message), event.data):
                 continue
-            pool.deltas[event.delta_hash] = event.data
-            content = delta_content(message)
+            pool.keep_delta(event.delta_hash, event.data)
+            content = message.delta_content
             pool.unavailable.discard(content)
             return [StoreDelta(content, event.data, message.checkpoint), *self.tick()]
         for message in asked:
-            self._count_refusal(delta_content(message))
+            self._count_refusal(message.delta_content)
         # no peer is to blame: the bytes have the hash that the mentor announced, and are no delta
         return [ReportVerdict(Verdict.REJECT, Reason.DELTA_MISMATCH)] if asked else []
 
@@ -106,14 +105,18 @@ class Evaluator:
         if not self.enabled or self.evaluating or core.phase is Phase.FINALITY:
             return []
         state = core.state
+        drawn = state.drawn_to_measure.get(core.node_key, frozenset())
         due = {}
-        for message in core.pool.usable_signals():
-            drawn = state.evaluators.get(message.author, frozenset())
+        for message in core.pool.usable_signals() if drawn else ():
+            if message.author not in drawn:
+                continue
             done = message.id in self.evaluated or (core.node_key, message.id) in core.pool.evaluations
-            if core.node_key in drawn and not done and message.id not in core.pool.late:
+            if not done and message.id not in core.pool.late:
                 due[message.id] = message
-        waiting = [m for m in core.pool.unresolved_signals() if core.node_key in state.evaluators[m.author]]
-        if not due or (waiting and core.phase is Phase.EVALUATION and not self._is_urgent()):
+        if not due:
+            return []
+        waiting = any(m.author in drawn for m in core.pool.unresolved_signals())
+        if waiting and core.phase is Phase.EVALUATION and not self._is_urgent():
             return []
         self.evaluating = frozenset(due)
         deltas = {

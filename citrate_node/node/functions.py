@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from ..protocol.checkpoint import CheckpointRecord
 from ..protocol.follow import follow
 from ..protocol.gossip_validation import check_vote
-from ..protocol.messages import Message
+from ..protocol.messages import MentorshipSignal, Message
 from ..protocol.state import NetworkState
 from ..protocol.state_transition import (
     Aggregation,
     CheckpointInputs,
     Outcome,
     aggregate,
+    is_valid_delta,
     process_checkpoint,
 )
 
@@ -34,4 +35,5 @@ class Functions:
     follow: Callable[[NetworkState, bytes, bytes, bytes, bytes], tuple[CheckpointRecord, NetworkState]] = (
         follow
     )
+    is_valid_delta: Callable[[NetworkState, MentorshipSignal, bytes], bool] = is_valid_delta
     check_vote: Callable[[NetworkState, int, bytes, Message, CheckpointRecord], None] = check_vote

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-from ..protocol.checkpoint import CheckpointRecord, decode_record
-from ..protocol.content_id import ContentId, content_id
+from ..protocol.checkpoint import CheckpointRecord
+from ..protocol.content_id import ContentId
 from ..protocol.encoding import EncodingError
 from ..protocol.gossip_validation import check_evaluation, check_message
 from ..protocol.messages import (
@@ -70,6 +70,12 @@ class CheckpointPool:
     """Ids that the records of the kept proposals name."""
     in_good_time: set[tuple[bytes, ...]] = field(default_factory=set)
     """`coverage_key`s of messages received before the deadline of their kind."""
+    _by_author: dict[bytes, dict[bytes, Message]] = field(default_factory=dict)
+    """Author to its evaluations, measurements and votes by id, so that a limit per author costs no search."""
+    _halves: tuple[list[Message], list[Message]] | None = None
+    """Signals whose bytes are here, and those without; None once either may have changed."""
+    _inputs: CheckpointInputs | None = None
+    """What `inputs` gives; None once it may have changed."""
 
     def add(self, message: Message, elapsed_blocks: int, *, stored: bool = False) -> None:
         """Take a message. Raises Rejection when it is invalid, a duplicate or a contradiction.
@@ -121,21 +127,24 @@ class CheckpointPool:
             self.in_good_time.discard(coverage_key(earlier))
         else:
             self.signals[message.author] = message
+        self._halves = self._inputs = None
 
     def _add_evaluation(self, message: Message, body: Evaluation) -> None:
         signal = self.by_id.get(body.signal_id)
         if signal is not None:
             check_evaluation(self.state, message, signal)
-        elif not any(body.author in drawn for drawn in self.state.evaluators.values()):
+        elif body.author not in self.state.drawn_to_measure:
             raise reject(Reason.NOT_DRAWN, "author evaluates nobody in this checkpoint")
         slot = (body.author, body.signal_id)
         if slot in self.evaluations and self._is_variant(message, "a second evaluation of the same signal"):
             return
-        held = sum(1 for author, _ in self.evaluations if author == body.author)
+        held = len(self.said_by(body.author, Evaluation))
         if held >= 2 * self.state.preset.evaluations_per_node + 1 and message.id not in self.named:
             # not the fault of the peer that hands it on: it may hold others of this author's
             raise ignore(Reason.TOO_MANY, f"{held} evaluations in one checkpoint")
         self.evaluations[slot] = message
+        self._inputs = None
+        self._note(message)
 
     def _add_measurement(self, message: Message, body: Measurement) -> None:
         if body.adapter_id != self.state.adapter_id:
@@ -147,18 +156,19 @@ class CheckpointPool:
         slot = (body.author, body.weights_hash)
         if slot in self.measurements and self._is_variant(message, "a second one of the same weights"):
             return
-        mine = [
-            key for key, m in self.measurements.items() if key[0] == body.author and m.id not in self.named
-        ]
+        mine = [m for m in self.said_by(body.author, Measurement) if m.id not in self.named]
         if len(mine) >= MEASUREMENTS_PER_NODE_MAX:
-            self.by_id.pop(self.measurements.pop(mine[0]).id, None)
+            oldest = mine[0].body
+            assert isinstance(oldest, Measurement)
+            self._forget(self.measurements.pop((oldest.author, oldest.weights_hash)))
         self.measurements[slot] = message
+        self._note(message)
 
     def _add_proposal(self, message: Message, body: Proposal) -> None:
         if body.round in self.proposals:
             raise ignore(Reason.EQUIVOCATION, f"a second proposal for round {body.round}")
         try:
-            record = decode_record(body.record)
+            record = message.record
         except EncodingError as error:
             raise reject(Reason.MALFORMED, f"record: {error}") from None
         if (
@@ -171,62 +181,94 @@ class CheckpointPool:
         if len(mine) >= self.state.preset.proposals_per_node_max:
             self._drop_proposal(min(mine))
         self.proposals[body.round] = message
-        self.records[content_id(body.record).digest] = record
-        self.named |= _ids_named(record)
+        self.records[message.record_hash] = record
+        self.named |= record.ids_named
 
     def _drop_proposal(self, round_number: int) -> None:
         """Forget a proposal of a round long past, and its record unless another round proposes it too."""
         self.by_id.pop(self.proposals.pop(round_number).id, None)
-        kept = {
-            content_id(p.body.record).digest for p in self.proposals.values() if isinstance(p.body, Proposal)
-        }
+        kept = {proposal.record_hash for proposal in self.proposals.values()}
         self.records = {name: record for name, record in self.records.items() if name in kept}
-        self.named = set().union(*(_ids_named(record) for record in self.records.values()))
+        self.named = set().union(*(record.ids_named for record in self.records.values()))
 
     def _add_vote(self, message: Message, body: Vote) -> None:
         if (body.author, body.round) in self.votes:
             raise ignore(Reason.EQUIVOCATION, f"a second vote in round {body.round}")
-        mine = [round_number for author, round_number in self.votes if author == body.author]
+        mine = {m.body.round: m for m in self.said_by(body.author, Vote) if isinstance(m.body, Vote)}
         if len(mine) >= ROUNDS_KEPT_MAX:
-            oldest = min(mine)
-            dropped = self.votes.pop((body.author, oldest))
-            self.by_id.pop(dropped.id, None)
+            dropped = self.votes.pop((body.author, min(mine)))
+            self._forget(dropped)
             self.uncounted_votes = [m for m in self.uncounted_votes if m.id != dropped.id]
         self.votes[(body.author, body.round)] = message
         self.uncounted_votes.append(message)
+        self._note(message)
+
+    def _note(self, message: Message) -> None:
+        self._by_author.setdefault(message.author, {})[message.id] = message
+
+    def _forget(self, message: Message) -> None:
+        self.by_id.pop(message.id, None)
+        self._by_author[message.author].pop(message.id, None)
+
+    def said_by(self, author: bytes, *kinds: type) -> list[Message]:
+        """An author's evaluations, measurements of the network's adapter or votes, in order of arrival."""
+        return [m for m in self._by_author.get(author, {}).values() if isinstance(m.body, kinds)]
+
+    def keep_delta(self, digest: bytes, data: bytes) -> None:
+        """Bytes that were checked against their signal."""
+        self.deltas[digest] = data
+        self._halves = self._inputs = None
+
+    def give_up(self, content: ContentId) -> None:
+        """Nobody gave these bytes: their signal counts as withheld, unless they come after all."""
+        self.unavailable.add(content)
+        self._inputs = None
 
     def holds(self, signal: Message) -> bool:
         """Whether the announced bytes are here; a signal may name another's hash, and a false size."""
-        content = delta_content(signal)
+        content = signal.delta_content
         return len(self.deltas.get(content.digest, b"")) == content.size_bytes
+
+    def _split(self) -> tuple[list[Message], list[Message]]:
+        """The signals whose bytes are here, and the others; asked several times per event, so remembered."""
+        if self._halves is None:
+            halves: tuple[list[Message], list[Message]] = ([], [])
+            for message in self.signals.values():
+                halves[not self.holds(message)].append(message)
+            self._halves = halves
+        return self._halves
 
     def unresolved_signals(self) -> list[Message]:
         """Signals in good time whose bytes are neither here nor given up."""
-        return [
-            m
-            for m in self.signals.values()
-            if not self.holds(m) and delta_content(m) not in self.unavailable and m.id not in self.late
-        ]
+        missing = self._split()[1]
+        return [m for m in missing if m.delta_content not in self.unavailable and m.id not in self.late]
 
     def usable_signals(self) -> list[Message]:
-        return [m for m in self.signals.values() if self.holds(m)]
+        return self._split()[0]
 
     def withheld_signals(self) -> list[Message]:
-        return [
-            m
-            for m in self.signals.values()
-            if not self.holds(m) and delta_content(m) in self.unavailable and m.id not in self.late
-        ]
+        missing = self._split()[1]
+        return [m for m in missing if m.delta_content in self.unavailable and m.id not in self.late]
 
     def signals_without_bytes(self) -> list[Message]:
         """All whose bytes are of use: of what is given up too, and of what a proposed record averages."""
-        proposed = {i for record in self.records.values() for i in record.signals}
-        named = [self.by_id[i] for i in sorted(proposed) if i in self.by_id]
-        known = {m.id: m for m in (*self.signals.values(), *named) if isinstance(m.body, MentorshipSignal)}
-        return [m for m in known.values() if not self.holds(m)]
+        missing = self._split()[1]
+        if not self.records:
+            return missing
+        known = {m.id: m for m in missing}
+        for i in sorted({i for record in self.records.values() for i in record.signals}):
+            named = self.by_id.get(i)
+            if named is not None and isinstance(named.body, MentorshipSignal) and not self.holds(named):
+                known[i] = named
+        return list(known.values())
 
     def inputs(self) -> CheckpointInputs:
         """All that is held and valid, without measurements: what a candidate is computed from."""
+        if self._inputs is None:
+            self._inputs = self._gathered()
+        return self._inputs
+
+    def _gathered(self) -> CheckpointInputs:
         signals = self.usable_signals()
         by_id = {m.id: m for m in signals}
         return CheckpointInputs(
@@ -246,7 +288,7 @@ class CheckpointPool:
 
     def missing_ids(self, record: CheckpointRecord) -> set[bytes]:
         """Ids that a record names and this pool does not hold."""
-        return _ids_named(record) - self.by_id.keys()
+        return set(record.ids_named - self.by_id.keys())
 
     def inputs_of(self, record: CheckpointRecord) -> CheckpointInputs:
         """The inputs that a record names; all of them must be here (see missing_ids).
@@ -294,21 +336,6 @@ class CheckpointPool:
 
     def _is_drawn(self, evaluator: bytes, signal: Message) -> bool:
         return evaluator in self.state.evaluators.get(signal.author, frozenset())
-
-
-def _ids_named(record: CheckpointRecord) -> set[bytes]:
-    named = {*record.signals, *record.withheld, *record.evaluations, *record.measurements}
-    for pair in record.equivocations:
-        named |= {pair.first, pair.second}
-    for update in record.compositions:
-        named |= set(update.measurements)
-    return named
-
-
-def delta_content(message: Message) -> ContentId:
-    """What a signal announces, by hash and size."""
-    assert isinstance(message.body, MentorshipSignal)
-    return ContentId(message.body.delta_hash, message.body.delta_size_bytes)
 
 
 def delta_hash(message: Message) -> bytes:

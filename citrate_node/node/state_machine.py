@@ -178,6 +178,8 @@ class Node:
 
     def _on_message(self, event: MessageReceived) -> list[Action]:
         message, stored = event.message, event.peer is None
+        if message.id in self.core.pool.by_id:  # most of what comes: every duty is repeated until it is seen
+            return [ReportVerdict(Verdict.IGNORE, Reason.DUPLICATE, peer=event.peer)]
         try:
             check_checkpoint(self.core.state, message)
             if message.checkpoint > self.core.state.next_number:
@@ -327,5 +329,5 @@ class Node:
         pool = self.core.pool
         if event.checkpoint != self.core.state.next_number:
             return AnswerCatchUp(event.request, ())
-        missing = [m for i, m in sorted(pool.by_id.items()) if i not in event.have]
-        return AnswerCatchUp(event.request, tuple(missing[:CATCH_UP_MESSAGES_MAX]))
+        missing = sorted(pool.by_id.keys() - event.have)
+        return AnswerCatchUp(event.request, tuple(pool.by_id[i] for i in missing[:CATCH_UP_MESSAGES_MAX]))

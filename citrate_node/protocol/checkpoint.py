@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 from .certificate import CertifiedUpdate, CheckpointCommitment
@@ -54,7 +55,7 @@ class RecordedUpdate:
     """Ascending; by a quorum of the committee, and accuracy_ppm is their weighted median."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CheckpointRecord:
     """Inputs by hash, results by value. Lists of ids are strictly ascending."""
 
@@ -96,15 +97,27 @@ class CheckpointRecord:
 
     def encode(self) -> bytes:
         """Canonical bytes. Their content digest is the record hash."""
-        return encode_fields(self)
+        return self._bytes
 
     def content(self) -> ContentId:
         return content_id(self.encode())
 
-    @property
+    @cached_property
+    def _bytes(self) -> bytes:
+        return encode_fields(self)
+
+    @cached_property
     def hash(self) -> bytes:
         """What votes and the chain carry: the sha256 of the canonical bytes (one raw block)."""
         return self.content().digest
+
+    @cached_property
+    def ids_named(self) -> frozenset[bytes]:
+        """Ids of all messages that the record was computed from."""
+        pairs = (i for pair in self.equivocations for i in (pair.first, pair.second))
+        composed = (i for update in self.compositions for i in update.measurements)
+        named = (self.signals, self.withheld, self.evaluations, self.measurements)
+        return frozenset(itertools.chain(*named, pairs, composed))
 
 
 def decode_record(data: bytes) -> CheckpointRecord:

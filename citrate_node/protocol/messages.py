@@ -14,6 +14,8 @@ from functools import cached_property
 from typing import Annotated
 
 from . import signing
+from .checkpoint import CheckpointRecord, decode_record
+from .content_id import ContentId, content_id
 from .encoding import (
     Between,
     CheckpointNumber,
@@ -163,25 +165,48 @@ class Message:
     signature: bytes
 
     @cached_property
+    def body_bytes(self) -> bytes:
+        """The canonical bytes that the signature covers."""
+        return encode_fields(self.body)
+
+    @cached_property
     def id(self) -> bytes:
         """Hash of domain and body. The signature is left out: who signs twice does not speak twice."""
-        return digest(DOMAINS[type(self.body)], encode_fields(self.body))
+        return digest(DOMAINS[type(self.body)], self.body_bytes)
 
     @cached_property
     def envelope(self) -> bytes:
         """The bytes that travel."""
-        return encode([_KIND_OF[type(self.body)], encode_fields(self.body), self.signature])
+        return encode([_KIND_OF[type(self.body)], self.body_bytes, self.signature])
 
-    @property
+    @cached_property
     def checkpoint(self) -> int:
         """The checkpoint that the message is about."""
         if isinstance(self.body, MentorshipSignal):
             return self.body.target_checkpoint
         return self.body.checkpoint
 
-    @property
+    @cached_property
     def author(self) -> bytes:
         return self.body.author
+
+    @cached_property
+    def delta_content(self) -> ContentId:
+        """What a mentorship signal announces, by hash and size; asked of no other kind."""
+        assert isinstance(self.body, MentorshipSignal)
+        return ContentId(self.body.delta_hash, self.body.delta_size_bytes)
+
+    @cached_property
+    def record_hash(self) -> bytes:
+        """Of the record that a proposal carries; asked of no other kind."""
+        assert isinstance(self.body, Proposal)
+        return content_id(self.body.record).digest
+
+    @cached_property
+    def record(self) -> CheckpointRecord:
+        """The record that a proposal carries, read once. Raises EncodingError; asked of no other kind."""
+        assert isinstance(self.body, Proposal)
+        return decode_record(self.body.record)
 
 
 def sign_message(seed: bytes, body: Body) -> Message:

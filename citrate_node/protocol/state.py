@@ -144,6 +144,15 @@ class NetworkState:
         }
 
     @cached_property
+    def drawn_to_measure(self) -> dict[bytes, frozenset[bytes]]:
+        """Evaluator's node key to the node keys of the mentors whose signals it measures."""
+        drawn: dict[bytes, set[bytes]] = {}
+        for mentor, evaluators in self.evaluators.items():
+            for evaluator in evaluators:
+                drawn.setdefault(evaluator, set()).add(mentor)
+        return {evaluator: frozenset(mentors) for evaluator, mentors in drawn.items()}
+
+    @cached_property
     def role_keys(self) -> frozenset[bytes]:
         """Node keys of all who have a part in the open checkpoint; everyone else follows its certificate."""
         return self.mentors.union(self.committee_keys, *self.evaluators.values())

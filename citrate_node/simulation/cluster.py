@@ -24,7 +24,7 @@ from ..protocol.composition_request import CompositionRequest
 from ..protocol.content_id import content_id
 from ..protocol.identifiers import network_id
 from ..protocol.messages import Message, Vote
-from ..protocol.rejection import Verdict
+from ..protocol.rejection import Reason, Verdict
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.tensors import Factor
 from . import adversaries
@@ -67,7 +67,7 @@ class SimulatedNode:
     life: int = 0
     """Grows with every crash, so that answers to a dead life are dropped."""
     verdicts: list[act.ReportVerdict] = field(default_factory=list)
-    """What it ignored and refused."""
+    """What it ignored and refused, repetitions aside."""
 
 
 def _is_at(simulated: SimulatedNode, checkpoints: int) -> bool:
@@ -89,6 +89,7 @@ class Cluster(World):
         """One line per final checkpoint, in order; its hash is the history hash."""
         self.outcomes: dict[int, act.Finalize] = {}
         """Per checkpoint, the first node's Finalize that carries inputs."""
+        self._dishonest = options.dishonest
         self._copied: set[tuple[int, int]] = set()
         """(copier, checkpoint): one copy each, two would be equivocation."""
         self.load = NetworkLoad(options.nodes)
@@ -258,23 +259,31 @@ class Cluster(World):
         return self._roles.get(message.checkpoint, ())
 
     def _later(self, index: int, delay_ms: int, event: ev.Event) -> None:
-        life = self.nodes[index].life
-        self._at(delay_ms, lambda: self._handle(index, life, event))
+        simulated = self.nodes[index]
+        self._at(delay_ms, self._hand, simulated, simulated.life, event)
 
     def _handle(self, index: int, life: int, event: ev.Event) -> None:
-        simulated = self.nodes[index]
+        self._hand(self.nodes[index], life, event)
+
+    def _hand(self, simulated: SimulatedNode, life: int, event: ev.Event) -> None:
+        """An event for a node, unless the life for which it was meant is over."""
         if simulated.node is None or simulated.life != life:
             return
         for action in simulated.node.handle(event):
-            self._carry_out(simulated, action)
+            kind = type(action)
+            if kind is act.ReportVerdict:  # these two first: they are nine of ten actions
+                if action.verdict is not Verdict.ACCEPT and action.reason is not Reason.DUPLICATE:
+                    simulated.verdicts.append(action)
+            elif kind is act.StoreMessage:
+                simulated.messages[action.message.id] = action.message
+            elif kind is not act.Notice:
+                self._carry_out(simulated, action)
 
     def _carry_out(self, simulated: SimulatedNode, action: act.Action) -> None:
         index = simulated.index
         match action:
             case act.Journal():
                 simulated.journal[action.slot] = action.digest
-            case act.StoreMessage():
-                simulated.messages[action.message.id] = action.message
             case act.Publish():
                 self._publish(simulated, action.message)
             case act.StoreDelta():
@@ -295,12 +304,9 @@ class Cluster(World):
                 self.chain.send(action.certificate, action.validators)
             case act.CatchUp():
                 self._catch_up(index, action)
-            case act.ReportVerdict():
-                if action.verdict is not Verdict.ACCEPT:
-                    simulated.verdicts.append(action)
             case act.Finalize():
                 self._finalize(simulated, action)
-            case act.Notice() | act.AnswerCatchUp():
+            case act.AnswerCatchUp():
                 pass
 
     def _publish(self, simulated: SimulatedNode, message: Message) -> None:
@@ -310,20 +316,27 @@ class Cluster(World):
             self.checkers.on_vote(body.author, body.checkpoint, body.round, body.record_hash)
         assert node is not None
         self.load.published(message)
-        opened = self.shared.opened(message)
+        received = ev.MessageReceived(self.shared.opened(message), f"node {index}")
         for receiver in self._listeners(message):
-            if receiver != index:
-                said = adversaries.said_to(self.options, index, node, message, receiver)
-                self._send(index, receiver, opened if said is message else self.shared.opened(said))
+            if receiver == index:
+                continue
+            if index not in self._dishonest:
+                self._send(index, receiver, received)
+                continue
+            said = adversaries.said_to(self.options, index, node, message, receiver)
+            other = said is not message
+            event = ev.MessageReceived(self.shared.opened(said), received.peer) if other else received
+            self._send(index, receiver, event)
 
-    def _send(self, index: int, receiver: int, message: Message) -> None:
+    def _send(self, index: int, receiver: int, received: ev.MessageReceived) -> None:
         copies = 1
         if self.options.duplicate_ppm:
             copies += self.random.randrange(1_000_000) < self.options.duplicate_ppm
         for _ in range(copies):
             if not self._is_lost(index, receiver):
                 self.load.deliveries += 1
-                self._later(receiver, self._latency(), ev.MessageReceived(message, f"node {index}"))
+                simulated = self.nodes[receiver]
+                self._at(self._latency(), self._hand, simulated, simulated.life, received)
 
     def _copy(self, index: int, action: act.FetchDelta) -> None:
         """The bytes of another's delta are here: announce them as one's own."""
@@ -333,9 +346,10 @@ class Cluster(World):
             return
         self._copied.add((index, action.checkpoint))
         self.load.published(copied)
+        received = ev.MessageReceived(self.shared.opened(copied), f"node {index}")
         for receiver in self._listeners(copied):
             if receiver != index:
-                self._send(index, receiver, self.shared.opened(copied))
+                self._send(index, receiver, received)
 
     def _peers(self, index: int, among: Sequence[int], count: int) -> list[SimulatedNode]:
         """Up to `count` others of these that run and can be reached, in an order of chance."""

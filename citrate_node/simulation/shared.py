@@ -14,7 +14,7 @@ from ..node.functions import Functions
 from ..protocol.checkpoint import CheckpointRecord
 from ..protocol.follow import follow
 from ..protocol.gossip_validation import check_vote, open_message
-from ..protocol.messages import Message
+from ..protocol.messages import MentorshipSignal, Message
 from ..protocol.rejection import Rejection
 from ..protocol.state import NetworkState
 from ..protocol.state_transition import (
@@ -22,6 +22,7 @@ from ..protocol.state_transition import (
     CheckpointInputs,
     Outcome,
     aggregate,
+    is_valid_delta,
     process_checkpoint,
 )
 from .checkers import SafetyViolation
@@ -44,12 +45,14 @@ class Shared:
         self._states: dict[Hashable, NetworkState] = {}
         """Record hash to the state after it, as first computed."""
         self._followed: dict[Hashable, tuple[CheckpointRecord, NetworkState]] = {}
+        self._valid_deltas: dict[Hashable, bool] = {}
         self._votes: dict[Hashable, Rejection | None] = {}
         self._opened: dict[Hashable, Message] = {}
         self.functions = Functions(
             aggregate=self.aggregate,
             process_checkpoint=self.process_checkpoint,
             follow=self.follow,
+            is_valid_delta=self.is_valid_delta,
             check_vote=self.check_vote,
         )
 
@@ -88,6 +91,10 @@ class Shared:
             return decoded, computed
 
         return _remembered(self._followed, (record_hash, record, state_file, weights), made)
+
+    def is_valid_delta(self, state: NetworkState, signal: MentorshipSignal, data: bytes) -> bool:
+        key = (state.record_hash, signal.delta_hash, signal.delta_size_bytes, data)
+        return _remembered(self._valid_deltas, key, lambda: is_valid_delta(state, signal, data))
 
     def check_vote(
         self, state: NetworkState, chain_id: int, contract: bytes, vote: Message, record: CheckpointRecord
