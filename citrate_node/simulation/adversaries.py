@@ -18,6 +18,20 @@ from ..protocol.state_transition import CheckpointInputs, process_checkpoint
 if TYPE_CHECKING:
     from .options import ClusterOptions
 
+MESSAGE_ATTACKS = {
+    "withholding": ("withholders", "announces a delta and never serves it"),
+    "equivocation": ("equivocators", "three different signals to three parts of the network"),
+    "copying": ("copiers", "announces somebody else's delta as soon as it is served"),
+    "stale": ("repeaters", "announces in every checkpoint what it learned in its first one"),
+    "forking": ("forkers", "evaluates with three different figures for three parts of the network"),
+    "lying": ("liars", "reports the opposite of what it measured"),
+    "collusion": ("colluders", "praises the deltas of those who collude and slanders all others"),
+    "forging": ("forgers", "proposes other weights than the signals give"),
+    "two_faces": ("two_faced", "proposes another correct record, without measurements, to a part"),
+    "boasting": ("boasters", "proposes a record with its own measurement alone, of 99 %"),
+}
+"""Name of an attack on messages to the group of ClusterOptions and what such a node does. Attacks on what a
+mentor learned are in attacks.py."""
 FACES = 3
 """Who contradicts himself says so many different things, to receivers by their number modulo this."""
 
@@ -57,12 +71,20 @@ def copy_of(node: Node, mentor: bytes, delta_hash: bytes) -> Message | None:
 
 
 def _forged(seed: bytes, body: Proposal) -> Message:
-    """The same proposal with other weights for its compositions; as it was where it has none."""
+    """The same proposal with other weights for its compositions, or for the adapter where it has none."""
     record = decode_record(body.record)
-    forged = tuple(
-        replace(update, weights_hash=sha256(update.weights_hash).digest()) for update in record.compositions
-    )
-    return sign_message(seed, replace(body, record=replace(record, compositions=forged).encode()))
+    if record.compositions:
+        forged = tuple(
+            replace(update, weights_hash=_other(update.weights_hash)) for update in record.compositions
+        )
+        record = replace(record, compositions=forged)
+    else:
+        record = replace(record, weights_hash=_other(record.weights_hash))
+    return sign_message(seed, replace(body, record=record.encode()))
+
+
+def _other(weights_hash: bytes) -> bytes:
+    return sha256(weights_hash).digest()
 
 
 def _unmeasured(seed: bytes, node: Node, body: Proposal) -> Message:

@@ -34,9 +34,9 @@ from .gossip_model import NetworkLoad
 from .options import ClusterOptions as ClusterOptions
 from .options import synthetic_task as synthetic_task
 from .shared import Shared
-from .tasks import Tasks
-from .workload import EvaluateRequest, MeasureRequest, TrainRequest, Workload
-from .world import World
+from .work import Work
+from .workload import Workload
+from .world import World, rare_collections
 
 BLOCK_INTERVAL_MS = 1000
 FETCH_TIMEOUT_MS = 800
@@ -82,7 +82,7 @@ class Cluster(World):
         super().__init__(options.seed, options.latency_ms, options.loss_ppm, options.faults_end_ms)
         self.options = options
         self.task: Workload = workload or synthetic_task(options)
-        self.tasks = Tasks(lambda: self.task)
+        self.work = Work(options, lambda: self.task)
         self.chain = ChainModel(GENESIS_RECORD_HASH)
         self.checkers = Checkers(options.seed)
         self.history: list[str] = []
@@ -172,7 +172,10 @@ class Cluster(World):
 
     def run_until(self, checkpoints: int, *, within_ms: int) -> None:
         """Until every running node has finalized that many. Raises ProgressViolation after `within_ms`."""
-        deadline = self.now_ms + within_ms
+        with rare_collections():
+            self._run_until(checkpoints, self.now_ms + within_ms)
+
+    def _run_until(self, checkpoints: int, deadline: int) -> None:
         waiting: list[SimulatedNode] = []
         while True:
             while waiting and _is_at(waiting[-1], checkpoints):
@@ -270,13 +273,12 @@ class Cluster(World):
         if simulated.node is None or simulated.life != life:
             return
         for action in simulated.node.handle(event):
-            kind = type(action)
-            if kind is act.ReportVerdict:  # these two first: they are nine of ten actions
+            if isinstance(action, act.ReportVerdict):  # these two first: they are nine of ten actions
                 if action.verdict is not Verdict.ACCEPT and action.reason is not Reason.DUPLICATE:
                     simulated.verdicts.append(action)
-            elif kind is act.StoreMessage:
+            elif isinstance(action, act.StoreMessage):
                 simulated.messages[action.message.id] = action.message
-            elif kind is not act.Notice:
+            elif not isinstance(action, act.Notice):
                 self._carry_out(simulated, action)
 
     def _carry_out(self, simulated: SimulatedNode, action: act.Action) -> None:
@@ -297,9 +299,9 @@ class Cluster(World):
             case act.Train():
                 self._train(index, action)
             case act.Evaluate():
-                self._evaluate(index, action)
+                self._evaluate(simulated, action)
             case act.Measure() | act.MeasureComposition():
-                self._measure(index, action)
+                self._when_done(index, self._latency(), self.work.measure(index, action))
             case act.Commit():
                 self.chain.send(action.certificate, action.validators)
             case act.CatchUp():
@@ -412,50 +414,15 @@ class Cluster(World):
     def _train(self, index: int, action: act.Train) -> None:
         if index in self.options.copiers:
             return  # why train, where others do
-        target, start = action.target_checkpoint, action.moving_values
-        ticket = self.tasks.train.ask(TrainRequest(index, target, action.weights, action.manifest, start))
+        finished = self.work.train(index, action)
+        self._when_done(index, self.random.randint(*self.work.training_ms(index)), finished)
 
-        def finished() -> ev.Event:
-            result = self.tasks.train.take(ticket)
-            values = result.values
-            if index in self.options.sign_flippers:
-                values = start - (values - start)
-            return ev.TrainingFinished(
-                target, action.weights_hash, start, values, result.examples, result.loss
-            )
-
-        self._when_done(index, self.random.randint(*self.options.training_ms), finished)
-
-    def _evaluate(self, index: int, action: act.Evaluate) -> None:
-        ticket = self.tasks.evaluate.ask(
-            EvaluateRequest(
-                index, action.checkpoint, action.parent, action.manifest, action.deltas, action.scale
-            )
-        )
-
-        def finished() -> ev.Event:
-            improvements = self.tasks.evaluate.take(ticket)
-            if index in self.options.liars:
-                improvements = {i: (-ppm, examples) for i, (ppm, examples) in improvements.items()}
-            return ev.EvaluationFinished(action.checkpoint, improvements)
-
-        self._when_done(index, self._latency(), finished)
-
-    def _measure(self, index: int, action: act.Measure | act.MeasureComposition) -> None:
-        ticket = self.tasks.measure.ask(MeasureRequest(index, action.weights))
-        parent = action.parent if isinstance(action, act.Measure) else None
-        before = None if parent is None else self.tasks.measure.ask(MeasureRequest(index, parent))
-
-        def finished() -> ev.Event:
-            figure = self.tasks.measure.take(ticket)
-            if isinstance(action, act.MeasureComposition):
-                return ev.CompositionMeasured(action.weights_hash, *figure)
-            assert before is not None
-            return ev.MeasurementFinished(
-                action.checkpoint, action.weights_hash, *figure, self.tasks.measure.take(before)[0]
-            )
-
-        self._when_done(index, self._latency(), finished)
+    def _evaluate(self, simulated: SimulatedNode, action: act.Evaluate) -> None:
+        node = simulated.node
+        assert node is not None
+        known = node.core.pool.by_id
+        finished = self.work.evaluate(simulated.index, action, lambda i: self._by_key[known[i].author])
+        self._when_done(simulated.index, self._latency(), finished)
 
     def _when_done(self, index: int, delay_ms: int, finished: Callable[[], ev.Event]) -> None:
         """Hand a result to its node, unless that life is over by then."""
@@ -489,9 +456,7 @@ class Cluster(World):
             if before is not None:
                 self.checkers.on_computed(before, action)
         if len(self.history) < action.number:
-            everybody = range(self.options.nodes)
-            total = self.task.loss_sum(node.state.weights, everybody)
-            loss = total / self.task.loss_unit / len(everybody)
+            loss = self.loss_of(node.state.weights)
             self.history.append(f"{action.number} {node.state.record_hash.hex()} {loss:.6f}")
 
     def _state_after(self, number: int) -> NetworkState | None:
@@ -506,6 +471,11 @@ class Cluster(World):
         dishonest = self.options.dishonest
         honest = (s.identity.node_key for s in self.nodes if s.index not in dishonest)
         self.checkers.on_end(newest.state, honest)
+
+    def loss_of(self, weights: AdapterWeights) -> float:
+        """Mean over all nodes of the loss on their own held-out data."""
+        total = self.task.loss_sum(weights, range(self.options.nodes))
+        return total / self.task.loss_unit / self.options.nodes
 
     def history_hash(self) -> str:
         """sha256 over the history lines: equal seeds give equal hashes."""

@@ -51,6 +51,8 @@ _ATTACKS = {
     "forgers": "forging",
     "two_faced": "two_faces",
     "boasters": "boasting",
+    "colluders": "collusion",
+    "repeaters": "stale",
 }
 """Group of ClusterOptions to the kind of its nodes."""
 OUTCOMES = (
@@ -286,6 +288,8 @@ def kinds(options: ClusterOptions) -> tuple[str, ...]:
     for group, name in _ATTACKS.items():
         for node in getattr(options, group):
             names[node].append(name)
+    for node, name in options.delta_attackers:
+        names[node].append(name)
     return tuple("+".join(each) or HONEST for each in names)
 
 

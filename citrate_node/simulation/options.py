@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 from ..protocol.methods import moving_factor
 from ..protocol.preset import Preset
@@ -40,16 +41,30 @@ class ClusterOptions:
     """Proposers that send another correct record, without measurements, to a part of the network."""
     boasters: frozenset[int] = frozenset()
     """Proposers whose record has no measurement but their own, of 99 %."""
+    colluders: frozenset[int] = frozenset()
+    """Evaluators that praise each other's deltas and slander all others."""
+    repeaters: frozenset[int] = frozenset()
+    """Mentors that announce in every checkpoint what they learned in their first one."""
+    delta_attackers: tuple[tuple[int, str], ...] = ()
+    """(node, name in attacks.ATTACKS): mentors that send something else than what they learned."""
     stakes: tuple[int, ...] = ()
     spread: float = 0.5
     training_ms: tuple[int, int] = (200, 1500)
+    slow_nodes: frozenset[int] = frozenset()
+    """Nodes that train for `slow_training_ms`: honest, and late."""
+    slow_training_ms: tuple[int, int] = (20_000, 40_000)
 
-    @property
+    @cached_property
     def dishonest(self) -> frozenset[int]:
         """All nodes that deviate in any way."""
         groups = (self.sign_flippers, self.withholders, self.equivocators, self.copiers, self.forkers)
-        more = (self.liars, self.forgers, self.two_faced, self.boasters)
-        return frozenset().union(*groups, *more)
+        more = (self.liars, self.forgers, self.two_faced, self.boasters, self.colluders, self.repeaters)
+        return frozenset().union(*groups, *more, (node for node, _ in self.delta_attackers))
+
+    @cached_property
+    def delta_attack_of(self) -> dict[int, str]:
+        """Node to the name of its attack, for those that send another delta."""
+        return {**dict.fromkeys(self.sign_flippers, "sign_flip"), **dict(self.delta_attackers)}
 
 
 def synthetic_task(options: ClusterOptions) -> SyntheticTask:

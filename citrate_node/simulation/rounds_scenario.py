@@ -20,7 +20,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from .round_options import Round, RoundsOptions
 from .rounds import ADAPTER_ID, Rounds, pool_of
 from .runs import OPTIONS_FILE, RESULT_FILE, forget_run
 from .training_workload import training_options
+from .variants import expanded
 
 ENGINE = "rounds"
 _OPTIONS = {
@@ -75,37 +75,8 @@ def load_rounds(path: Path, seed: int) -> list[RoundsScenario]:
 
     Raises ConfigError naming the key that is unknown, of another type or out of range.
     """
-    raw = read_toml(path)
-    variants, grid = raw.pop("variants", []), raw.pop("grid", {})
-    if not isinstance(variants, list) or not all(isinstance(each, dict) for each in variants):
-        raise ConfigError(f"{path}: variants must be tables: [[variants]]")
-    names = [each.get("name") for each in variants]
-    if len(set(names)) != len(names) or not all(type(name) is str and name for name in names):
-        raise ConfigError(f"{path}: every variant needs a name of its own")
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise ConfigError(f"{path}: each key of grid must be a list of values")
-    cells = [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
-    scenarios = []
-    for variant in variants or [{"name": ""}]:
-        for cell in cells:
-            name = "/".join([variant["name"]] * bool(variant["name"]) + [str(v) for v in cell.values()])
-            table = _changed(raw, {key: value for key, value in variant.items() if key != "name"} | cell)
-            scenarios.append(_scenario(path, name, table, seed))
-    return scenarios
-
-
-def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The table with these keys changed; tables are changed key by key, and "set.codec" is one of set's."""
-    out = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
-    for key, value in changes.items():
-        table, _, inner = key.partition(".")
-        if inner:
-            value = {inner: value}
-        if isinstance(value, dict):
-            out[table] = {**out.get(table, {}), **value}
-        else:
-            out[key] = value
-    return out
+    runs = expanded(path, read_toml(path))
+    return [_scenario(path, name, table, seed) for name, table in runs]
 
 
 def _scenario(path: Path, variant: str, table: Mapping[str, Any], seed: int) -> RoundsScenario:

@@ -1,4 +1,4 @@
-"""Scenarios: a TOML file that asks a question, and one run of it with a seed.
+"""One run of a scenario (scenario_file.py) with a seed.
 
 Every run writes the same small set of files (options.json, history.jsonl, metrics.parquet, recording/,
 result.json), so that two runs can be compared and any can be replayed. Called by `citrate simulate` and
@@ -9,170 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..config import load_preset, read_toml
-from ..errors import ConfigError
 from ..protocol.preset import ONE_PPM
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
-from .cluster import GENESIS_RECORD_HASH, Cluster, ClusterOptions, synthetic_task
+from .cluster import GENESIS_RECORD_HASH, Cluster, synthetic_task
+from .expectations import Expectations, Seen, failures
 from .metrics import CheckpointRow, MetricsWriter, NodeRow, bytes_sent, kinds, node_rows
 from .runs import OPTIONS_FILE, RESULT_FILE, forget_run
-from .training_workload import TrainingOptions, TrainingWorkload, training_options
+from .scenario_file import Churn, Scenario
+from .scenario_file import load_scenario as load_scenario
+from .training_workload import TrainingWorkload
 from .workers import ProcessWorkload, RayWorkload, ShardedWorkload
 from .workload import Workload
-
-_KEYS: dict[str, Any] = {
-    "question": "",
-    "preset": "minimal",
-    "nodes": 4,
-    "checkpoints": 5,
-    "within_ms": 600_000,
-    "latency_ms": [5, 120],
-    "loss_ppm": 0,
-    "duplicate_ppm": 0,
-    "faults_end_ms": -1,
-    "spread": 0.5,
-    "workload": "synthetic",
-    "training": {},
-    "sign_flippers": [],
-    "withholders": [],
-    "equivocators": [],
-    "liars": [],
-    "copiers": [],
-    "forkers": [],
-    "forgers": [],
-    "two_faced": [],
-    "boasters": [],
-    "crashes": [],
-    "partitions": [],
-}
-"""Key to default (training: see TrainingOptions); the type of the default is the type that is asked for."""
-WORKLOADS = ("synthetic", "training")
-_DISHONEST = (
-    *("sign_flippers", "withholders", "equivocators", "liars", "copiers", "forkers"),
-    *("forgers", "two_faced", "boasters"),
-)
-"""Keys that list node numbers; each is explained at ClusterOptions."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One question and the world in which it is asked."""
-
-    name: str
-    question: str
-    checkpoints: int
-    within_ms: int
-    options: ClusterOptions
-    crashes: tuple[tuple[int, int, int], ...]
-    """(node, crash at ms, restart at ms)."""
-    partitions: tuple[tuple[int, int, frozenset[int]], ...]
-    """(from ms, until ms, nodes on the one side)."""
-    training: TrainingOptions | None = None
-    """How nodes train real adapters; None where the task is the synthetic one."""
-    source: str = ""
-    """The file that it was read from, as it was given: for the command that repeats a run."""
-
-
-def load_scenario(path: Path, seed: int) -> Scenario:
-    """Raises ConfigError naming the key that is unknown, of another type or out of range."""
-    raw = read_toml(path)
-    values = {}
-    for key in raw:
-        if key not in _KEYS:
-            raise ConfigError(f"{path}: unknown key {key!r}\n  known are {', '.join(_KEYS)}")
-    for key, default in _KEYS.items():
-        value = raw.get(key, default)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            raise ConfigError(f"{path}: {key} must be a {type(default).__name__}, is {value!r}")
-        values[key] = value
-    nodes = values["nodes"]
-    if not 2 <= nodes <= 10_000:
-        raise ConfigError(f"{path}: nodes is {nodes}, must lie between 2 and 10,000")
-    _check_ranges(path, values)
-    for key in _DISHONEST:
-        _check_nodes(path, key, values[key], nodes)
-    for crash in _tables(path, "crashes", values["crashes"], ("node", "at_ms", "until_ms")):
-        _check_nodes(path, "crashes", [crash["node"]], nodes)
-    for cut in _tables(path, "partitions", values["partitions"], ("nodes", "at_ms", "until_ms")):
-        _check_nodes(path, "partitions", cut["nodes"], nodes)
-    dishonest: dict[str, Any] = {key: frozenset(values[key]) for key in _DISHONEST}
-    options = ClusterOptions(
-        preset=load_preset(values["preset"]),
-        nodes=nodes,
-        seed=seed,
-        latency_ms=tuple(values["latency_ms"]),
-        loss_ppm=values["loss_ppm"],
-        duplicate_ppm=values["duplicate_ppm"],
-        faults_end_ms=None if values["faults_end_ms"] < 0 else values["faults_end_ms"],
-        spread=values["spread"],
-        **dishonest,
-    )
-    return Scenario(
-        path.stem,
-        values["question"],
-        values["checkpoints"],
-        values["within_ms"],
-        options,
-        tuple((c["node"], c["at_ms"], c["until_ms"]) for c in values["crashes"]),
-        tuple((p["at_ms"], p["until_ms"], frozenset(p["nodes"])) for p in values["partitions"]),
-        _training(path, values["workload"], values["training"]),
-        str(path),
-    )
-
-
-def _training(path: Path, workload: str, table: dict[str, Any]) -> TrainingOptions | None:
-    """The table [training] where the workload is "training"; ConfigError where it stands without it."""
-    if workload not in WORKLOADS:
-        raise ConfigError(f"{path}: workload is {workload!r}, must be one of {', '.join(WORKLOADS)}")
-    if workload == "training":
-        return training_options(table, f"{path}: training")
-    if table:
-        raise ConfigError(f'{path}: a table [training] needs workload = "training"')
-    return None
-
-
-def _check_ranges(path: Path, values: dict[str, Any]) -> None:
-    latency = values["latency_ms"]
-    rules = [
-        ("checkpoints", 1 <= values["checkpoints"] <= 100_000, "must lie between 1 and 100,000"),
-        ("within_ms", values["within_ms"] >= 1, "must be at least 1"),
-        ("loss_ppm", 0 <= values["loss_ppm"] < ONE_PPM, "must lie between 0 and 999,999"),
-        ("duplicate_ppm", 0 <= values["duplicate_ppm"] <= ONE_PPM, "must lie between 0 and 1,000,000"),
-        ("spread", 0.0 <= values["spread"] <= 100.0, "must lie between 0 and 100"),
-        (
-            "latency_ms",
-            len(latency) == 2 and all(type(ms) is int for ms in latency) and 0 <= latency[0] <= latency[1],
-            "must be two whole numbers, the least and the most",
-        ),
-    ]
-    for name, holds, text in rules:
-        if not holds:
-            raise ConfigError(f"{path}: {name} {text}")
-
-
-def _check_nodes(path: Path, key: str, numbers: Any, nodes: int) -> None:
-    if not isinstance(numbers, list) or not all(type(i) is int and 0 <= i < nodes for i in numbers):
-        raise ConfigError(f"{path}: {key} must be node numbers from 0 to {nodes - 1}")
-
-
-def _tables(path: Path, key: str, rows: list[Any], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The rows of `crashes` or `partitions`, each with exactly these keys and a time that runs forwards."""
-    for row in rows:
-        if not isinstance(row, dict) or set(row) != set(names):
-            raise ConfigError(f"{path}: each of {key} must have {', '.join(names)}")
-        at_ms, until_ms = row["at_ms"], row["until_ms"]
-        if type(at_ms) is not int or type(until_ms) is not int or not 0 <= at_ms < until_ms:
-            raise ConfigError(f"{path}: {key}: at_ms must lie before until_ms")
-    return rows
 
 
 @contextmanager
@@ -225,6 +79,9 @@ def _run(
     if out is not None:
         forget_run(out)
     cluster = Cluster(scenario.options, workload)
+    loss_before = cluster.loss_of(cluster.genesis.weights)
+    if scenario.churn is not None:
+        _churn(cluster, scenario.churn, random.Random(f"citrate/churn/{scenario.options.seed}"))
     for node, at_ms, until_ms in scenario.crashes:
         cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
         cluster.schedule(until_ms, lambda node=node: cluster.start(node))  # type: ignore[misc]
@@ -236,19 +93,25 @@ def _run(
         write_atomically(out / OPTIONS_FILE, json.dumps(_options(scenario), indent=1).encode() + b"\n")
         recording.write_network(_network(cluster), cluster.genesis.weights.encode())
     with MetricsWriter(out) as metrics:
-        _run_checkpoints(scenario, cluster, recording, metrics, on_checkpoint)
-    options = scenario.options
-    if not (scenario.crashes or scenario.partitions or options.loss_ppm):
+        seen = _run_checkpoints(scenario, cluster, recording, metrics, on_checkpoint)
+    options, wanted = scenario.options, scenario.expectations
+    faulty = scenario.crashes or scenario.partitions or scenario.churn or options.loss_ppm
+    if not faulty and wanted == Expectations():  # a file that says what a pass is asks for the floor itself
         cluster.check_end()
+    floor_ppm = options.preset.reputation_floor_ppm
     result = {
         "type": "result",
         "scenario": scenario.name,
+        "variant": scenario.variant,
         "seed": scenario.options.seed,
         "checkpoints": scenario.checkpoints,
         "virtual_ms": cluster.now_ms,
         "history_hash": cluster.history_hash(),
         "loss": metrics.history[-1].loss if metrics.history else None,
+        "loss_before": loss_before,
         "reputations": cluster.reputations(),
+        "figures": seen.figures(),
+        "failures": failures(wanted, metrics.history, seen, loss_before, floor_ppm),
     }
     if out is not None:
         write_atomically(out / RESULT_FILE, json.dumps(result, indent=1).encode() + b"\n")
@@ -261,13 +124,16 @@ def _run_checkpoints(
     recording: Recording | None,
     metrics: MetricsWriter,
     on_checkpoint: Callable[[dict[str, Any]], None],
-) -> None:
+) -> Seen:
+    seen = Seen()
     kind_of = kinds(scenario.options)
     nodes = [(s.identity.node_key, kind) for s, kind in zip(cluster.nodes, kind_of, strict=True)]
     for number in range(1, scenario.checkpoints + 1):
         cluster.run_until(number, within_ms=scenario.within_ms)
         row = _row(cluster, number)
-        metrics.add(row, _node_rows(cluster, number, nodes))
+        node_rows = list(_node_rows(cluster, number, nodes))
+        seen.add(node_rows)
+        metrics.add(row, node_rows)
         on_checkpoint(row.as_json())
         finalize = cluster.outcomes.get(number)
         if recording is not None and finalize is not None:
@@ -279,6 +145,25 @@ def _run_checkpoints(
             recording.add_chain_row(
                 ChainRow(number, record.hash.hex(), record.weights_hash.hex(), finalize.block_number, "", 0)
             )
+    return seen
+
+
+def _churn(cluster: Cluster, churn: Churn, drawn: random.Random) -> None:
+    """Every period, until faults end, some nodes crash and come back. `drawn` is not the network's own
+    chance, so that the same seed without churn is the same run otherwise."""
+    count = cluster.options.nodes * churn.share_ppm // ONE_PPM
+
+    def come_and_go() -> None:
+        ends = cluster.options.faults_end_ms
+        if ends is not None and cluster.now_ms + churn.down_ms >= ends:
+            return
+        for node in drawn.sample(range(cluster.options.nodes), count):
+            if cluster.nodes[node].node is not None:
+                cluster.crash(node)
+                cluster.schedule(cluster.now_ms + churn.down_ms, partial(cluster.start, node))
+        cluster.schedule(cluster.now_ms + churn.period_ms, come_and_go)
+
+    cluster.schedule(churn.period_ms, come_and_go)
 
 
 def _row(cluster: Cluster, number: int) -> CheckpointRow:
@@ -315,6 +200,7 @@ def _options(scenario: Scenario) -> dict[str, Any]:
     raw = {key: sorted(value) if isinstance(value, frozenset) else value for key, value in raw.items()}
     return {
         "scenario": scenario.name,
+        "variant": scenario.variant,
         "source": scenario.source,
         "question": scenario.question,
         "checkpoints": scenario.checkpoints,
@@ -322,6 +208,8 @@ def _options(scenario: Scenario) -> dict[str, Any]:
         **raw,
         "crashes": scenario.crashes,
         "partitions": [(a, b, sorted(side)) for a, b, side in scenario.partitions],
+        "churn": None if scenario.churn is None else dataclasses.asdict(scenario.churn),
+        "pass": {k: v for k, v in dataclasses.asdict(scenario.expectations).items() if v is not None},
         "training": None if scenario.training is None else dataclasses.asdict(scenario.training),
     }
 
