@@ -29,6 +29,8 @@ class Expectations:
     """Of the last checkpoint that measured one."""
     checkpoint_ms_max: int | None = None
     """The longest virtual time from one checkpoint to the next."""
+    checkpoint_ms_min: int | None = None
+    """The longest is at least this: something really stopped."""
     dishonest_weight_ppm_max: int | None = None
     """The dishonest nodes' part of all weight of the run."""
     dishonest_weight_to_share_max: float | None = None
@@ -116,7 +118,9 @@ def _judged(
         "loss as a part of the first", loss / loss_before if loss_before else 0.0, wanted.loss_ratio_max
     )
     yield _under("accuracy in ppm", measured[-1] if measured else 0, wanted.accuracy_ppm_min)
-    yield _over("longest checkpoint in ms", max(finality_ms(history), default=0), wanted.checkpoint_ms_max)
+    longest_ms = max(finality_ms(history), default=0)
+    yield _over("longest checkpoint in ms", longest_ms, wanted.checkpoint_ms_max)
+    yield _under("longest checkpoint in ms", longest_ms, wanted.checkpoint_ms_min)
     weight = figures["dishonest_weight_ppm"]
     yield _over("weight of the dishonest in ppm", weight, wanted.dishonest_weight_ppm_max)
     part = figures.get("dishonest_weight_to_share", 0.0)
