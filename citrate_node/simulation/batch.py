@@ -17,7 +17,8 @@ from ..errors import ConfigError
 from .checkers import ProgressViolation, SafetyViolation
 from .rounds_scenario import ENGINE, RoundsScenario, load_rounds, run_rounds_scenario
 from .runs import repeat_command
-from .scenario import Scenario, load_scenario, run_scenario
+from .scenario import run_scenario
+from .scenario_file import Scenario, load_scenarios
 
 SEEDS_MAX = 10_000
 OnCheckpoint = Callable[[dict[str, Any]], None]
@@ -137,7 +138,7 @@ def _load(path: Path, seed: int) -> dict[str, Scenario | RoundsScenario]:
     """Name of a variant to what it asks; one without a name where the file has none."""
     if read_toml(path).get("engine") == ENGINE:
         return {scenario.variant: scenario for scenario in load_rounds(path, seed)}
-    return {"": load_scenario(path, seed)}
+    return {scenario.variant: scenario for scenario in load_scenarios(path, seed)}
 
 
 def _folders(chosen: Sequence[tuple[Path, str]], out: Path | None) -> list[Path | None]:

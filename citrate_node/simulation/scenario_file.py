@@ -225,6 +225,7 @@ def _check_ranges(where: str, values: Mapping[str, Any]) -> None:
         ("within_ms", values["within_ms"] >= 1, "must be at least 1"),
         ("loss_ppm", 0 <= values["loss_ppm"] < ONE_PPM, "must lie between 0 and 999,999"),
         ("duplicate_ppm", 0 <= values["duplicate_ppm"] <= ONE_PPM, "must lie between 0 and 1,000,000"),
+        ("spread", 0.0 <= values["spread"] <= 100.0, "must lie between 0 and 100"),
         ("attack_share_ppm", 0 <= values["attack_share_ppm"] < ONE_PPM, "must lie between 0 and 999,999"),
         ("late_ms", values["late_ms"] > 0 or not values["late_nodes"], "must be above 0: when they come"),
         ("churn_share_ppm", 0 <= values["churn_share_ppm"] < ONE_PPM, "must lie between 0 and 999,999"),

@@ -119,12 +119,18 @@ class Work:
         return improvements
 
     def measure(self, index: int, action: act.Measure | act.MeasureComposition) -> Finished:
+        """Of a candidate for the network's own adapter, its parent on the same data too."""
         ticket = self.tasks.measure.ask(MeasureRequest(index, action.weights))
+        parent = action.parent if isinstance(action, act.Measure) else None
+        before = None if parent is None else self.tasks.measure.ask(MeasureRequest(index, parent))
 
         def finished() -> ev.Event:
             figure = self.tasks.measure.take(ticket)
             if isinstance(action, act.MeasureComposition):
                 return ev.CompositionMeasured(action.weights_hash, *figure)
-            return ev.MeasurementFinished(action.checkpoint, action.weights_hash, *figure)
+            assert before is not None
+            return ev.MeasurementFinished(
+                action.checkpoint, action.weights_hash, *figure, self.tasks.measure.take(before)[0]
+            )
 
         return finished

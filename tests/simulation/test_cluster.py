@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from small_network import MINIMAL
 
-from citrate_node.errors import ConfigError
 from citrate_node.protocol.state import NetworkState
 from citrate_node.protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from citrate_node.simulation.checkers import ProgressViolation, SafetyViolation
 from citrate_node.simulation.cluster import Cluster, ClusterOptions
-from citrate_node.simulation.scenario import load_scenario, run_scenario
-
-SCENARIOS = sorted((Path(__file__).resolve().parents[2] / "simulations").glob("*.toml"))
 
 
 def cluster(**options: object) -> Cluster:
@@ -191,41 +186,6 @@ def test_the_vote_checker_sees_a_second_vote_in_a_round() -> None:
     world.checkers.on_vote(b"author", 9, 0, b"one")
     with pytest.raises(SafetyViolation, match="two votes"):
         world.checkers.on_vote(b"author", 9, 0, b"two")
-
-
-@pytest.mark.parametrize("path", SCENARIOS, ids=lambda path: path.stem)
-def test_every_scenario_runs_and_is_repeatable(path: Path) -> None:
-    results = [run_scenario(load_scenario(path, 1), None, lambda row: None) for _ in range(2)]
-    assert results[0] == results[1]
-    assert results[0]["checkpoints"] == load_scenario(path, 1).checkpoints
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("node = 4", "unknown key 'node'"),
-        ("nodes = 1", "nodes is 1, must lie between"),
-        ("nodes = '4'", "nodes must be a int"),
-        ("liars = [9]", "liars must be node numbers from 0 to 3"),
-        ("liars = [true]", "liars must be node numbers"),
-        ("checkpoints = 0", "checkpoints must lie between 1"),
-        ("loss_ppm = 1_000_000", "loss_ppm must lie between 0 and 999,999"),
-        ("spread = nan", "spread must lie between"),
-        ("latency_ms = [5]", "latency_ms must be two whole numbers"),
-        ("latency_ms = [9, 5]", "latency_ms must be two whole numbers"),
-        ("crashes = [{ node = 1, at_ms = 5 }]", "each of crashes must have node, at_ms, until_ms"),
-        ("crashes = [{ node = 4, at_ms = 5, until_ms = 6 }]", "crashes must be node numbers from 0 to 3"),
-        ("crashes = [7]", "each of crashes must have"),
-        ("partitions = [{ nodes = 1, at_ms = 1, until_ms = 2 }]", "partitions must be node numbers"),
-        ("partitions = [{ nodes = [1], at_ms = 3, until_ms = 2 }]", "at_ms must lie before until_ms"),
-        ("preset = 'tiny'", "there is no preset 'tiny'"),
-    ],
-)
-def test_a_scenario_that_cannot_be_is_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "x.toml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_scenario(path, 0)
 
 
 @pytest.mark.slow
