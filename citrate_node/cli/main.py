@@ -23,6 +23,7 @@ _GROUPS: dict[str, tuple[str, str]] = {
         "citrate_node.cli.simulate",
         "Run the same nodes under virtual time, with faults and a seed.",
     ),
+    "doctor": ("citrate_node.cli.doctor", "Look at this machine's set-up and say what to do next."),
     "content": ("citrate_node.cli.content", "Files by content: add, read and verify, with IPFS CIDs."),
     "base": ("citrate_node.cli.base", "The base model that adapters are trained beside."),
     "train": ("citrate_node.cli.train", "Train an adapter on your own data."),
