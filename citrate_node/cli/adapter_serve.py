@@ -14,26 +14,34 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, RPC_URL, STORES
+from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, GATEWAYS, RPC_URL, STORES
 from citrate_node.cli.adapter_read import app
 from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
     from citrate_node.runtime.adapters import Place
-    from citrate_node.runtime.serving_config import ServeConfig
+    from citrate_node.runtime.serving_config import LocalAdapter, ServeConfig
 
 
 @app.command()
 def serve(
-    config: Path | None = typer.Option(None, "--config", help="TOML: [server], [limits], [access]."),
+    config: Path | None = typer.Option(
+        None, "--config", help="TOML: [server], [limits], [stores], [[local]], [access]."
+    ),
     base: str = typer.Option("", "--base", help="`embedded`, a folder or a hub name. Default: the config's."),
     host: str = typer.Option("", "--host", help="Default 127.0.0.1; another asks for API keys."),
     port: int = typer.Option(-1, "--port", help="Default 8400; 0: any that is free."),
     record: str = typer.Option("", "--record", help="Runtime record (JSONL). Default: serve.jsonl."),
-    load: list[str] = typer.Option([], "--load", help="ID[@VERSION] to load at the start (repeated)."),
+    load: list[str] = typer.Option(
+        [], "--load", help="ID[@VERSION] or local:NAME to load at the start (repeated)."
+    ),
     threads: int = typer.Option(1, "--threads", min=1, help="Of the computation."),
     new_key: str = typer.Option("", "--new-key", help="Make an API key of this name, print it, and end."),
+    local: list[str] = typer.Option(
+        [], "--local", help="NAME=FOLDER: serve this folder as local:NAME, unverified (repeated)."
+    ),
     stores: list[Path] = STORES,
+    gateways: list[str] = GATEWAYS,
     folder: Path = DIR,
     rpc_url: str = RPC_URL,
     contract: str = CONTRACT,
@@ -43,13 +51,16 @@ def serve(
     """Serve one base with an adapter per request, many adapters in one pass, over OpenAI's completions API.
 
     `model` in a request is the base's name, or an adapter on chain: ID, ID@VERSION or ID@latest. An adapter
-    is loaded when first asked for, if the chain confirms its weights and it is made for this base version.
+    is loaded when first asked for, if the chain confirms its weights and it is made for this base version;
+    the weights may lie in a store, behind a gateway or in the transaction. `local:NAME` is a folder that
+    `--local` or the config names, and that nothing confirms: every answer says so.
     Every answer names base, adapter, version and hash; every request leaves a line in the runtime record.
 
     The config says who may use what: `access.creators` and `access.adapters` (empty: any of this base),
     `access.keys` with name and sha256 per caller; and the limits of requests.
     """
     from citrate_node.runtime.adapters import place_of
+    from citrate_node.runtime.devnet_folder import DevnetFolder
     from citrate_node.runtime.serving_config import load_serve_config
     from citrate_node.runtime.serving_config import new_key as make_key
 
@@ -73,14 +84,36 @@ def serve(
         port=port if port >= 0 else known.port,
         record=record or known.record,
     )
-    settings = dataclasses.replace(settings, server=server)
+    settings = dataclasses.replace(settings, server=server, local=(*settings.local, *map(_local, local)))
     settings.require_safe()
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores)
+    place = None
+    if rpc_url or not settings.local or DevnetFolder(folder.resolve()).exists:
+        place = place_of(
+            folder,
+            rpc_url=rpc_url,
+            contract=contract,
+            chain_id=chain_id,
+            stores=stores or [Path(each) for each in settings.stores.folders],
+            gateways=gateways or settings.stores.gateways,
+        )
     asyncio.run(_serve(settings, place, load, threads, json_lines))
 
 
+def _local(text: str) -> LocalAdapter:
+    from citrate_node.errors import ConfigError
+    from citrate_node.runtime.serving_config import LocalAdapter
+
+    name, mark, folder = text.partition("=")
+    if not mark or not folder:
+        raise ConfigError(f"--local {text!r}: give NAME=FOLDER, such as mine=out/mine")
+    try:
+        return LocalAdapter(name, folder)
+    except ValueError as error:
+        raise ConfigError(f"--local: {error}") from None
+
+
 async def _serve(
-    settings: ServeConfig, place: Place, load: list[str], threads: int, json_lines: bool
+    settings: ServeConfig, place: Place | None, load: list[str], threads: int, json_lines: bool
 ) -> None:
     from citrate_node.cli.output import print_json
     from citrate_node.runtime.adapters import connected
@@ -94,7 +127,7 @@ async def _serve(
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     model = BaseModel.load(settings.server.base)
     async with AsyncExitStack() as stack:
-        desk = await stack.enter_async_context(connected(place))
+        desk = await stack.enter_async_context(connected(place)) if place is not None else None
         engine = ServingEngine(model, threads)
         await engine.start()
         stack.push_async_callback(engine.stop)

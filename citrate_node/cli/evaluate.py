@@ -48,6 +48,9 @@ def evaluate(
 ) -> None:
     """Measure adapters on their domain and on general text, and hold back what forgets too much.
 
+    Takes whatever `citrate train` writes: LoRA, rsLoRA, DoRA; with --quantization nf4 beside a base in 4
+    bits; and heads for labels (measured on labelled texts: general text has none, so no bound applies).
+
     Writes the figures into evaluation.json, provenance.json and the card. Ends with 1 where the loss on
     general text is above the bound or a prompt of the suite fails, unless --force gives a reason. A signed
     provenance loses its signature: sign it again with `citrate adapter card`.
@@ -80,6 +83,7 @@ def evaluate(
     found = measure(folders, BaseModel.load(base), settings, device=device, threads=threads)
     for evaluation in found:
         record(evaluation, force, report)
+        _warn_of_other_precision(evaluation)
         if json_lines:
             print_json({"folder": str(evaluation.folder), **evaluation.as_json(force)})
     if not json_lines:
@@ -88,11 +92,26 @@ def evaluate(
         raise typer.Exit(1)
 
 
+def _warn_of_other_precision(evaluation: Evaluation) -> None:
+    """An adapter learnt to make up for what its base lost in 4 bits; beside another it is another model."""
+    from citrate_node.training.provenance import read_provenance
+
+    provenance = read_provenance(evaluation.folder)
+    learnt = provenance.training.quantization if provenance and provenance.training else None
+    if learnt not in (None, evaluation.quantization):
+        typer.echo(
+            f"citrate: {evaluation.folder.name} was trained with --quantization {learnt} and measured with "
+            f"{evaluation.quantization}: that holds for deploying it so",
+            err=True,
+        )
+
+
 def _show(found: list[Evaluation], force: str | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="held-out loss, nats per token; lower is better", title_justify="left")
+    unit = "token" if found[0].rows[0].accuracy is None else "text"
+    table = Table(title=f"held-out loss, nats per {unit}; lower is better", title_justify="left")
     table.add_column("adapter")
     for row in found[0].rows:
         table.add_column(row.name, justify="right")
@@ -100,6 +119,9 @@ def _show(found: list[Evaluation], force: str | None) -> None:
     for evaluation in found:
         cells = (f"{row.loss:.4f} ({row.improvement_ppm / 10_000:+.1f} %)" for row in evaluation.rows)
         table.add_row(evaluation.folder.name, *cells)
+        if any(row.accuracy is not None for row in evaluation.rows):
+            right = (f"{100 * (row.accuracy or 0):.1f} % right" for row in evaluation.rows)
+            table.add_row("", *right)
     Console().print(table)
     for evaluation in found:
         name = evaluation.folder.name

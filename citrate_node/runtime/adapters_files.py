@@ -41,10 +41,11 @@ CONFIG_BYTES_MAX = 1 << 20
 """An adapter_config.json has a few hundred; nothing larger is parsed."""
 
 _VARIANTS = (
-    *("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern"),
+    *("use_dora", "use_rslora", "rank_pattern", "alpha_pattern"),
     *("modules_to_save", "layer_replication", "megatron_config"),
 )
-"""Settings of PEFT that make something else than alpha / rank * B * A of the same two tensors."""
+"""Settings of PEFT that make something else than alpha / rank * B * A of the same two tensors. Not among
+them: fan_in_fan_out says how the base stores a matrix (GPT-2's Conv1D), and PEFT puts it right itself."""
 
 
 class NotAnAdapter(ConfigError):

@@ -1,25 +1,27 @@
 """The adapters a server has loaded: found on chain, verified, allowed, and let go when others need the room.
 
-Only weights that hash to what the chain names, of the server's own base, ever reach the engine.
-Called by runtime/serving_http.py.
+Only weights that hash to what the chain names, of the server's own base, ever reach the engine; and folders
+of this machine that the config names, which every answer calls unverified. Called by runtime/serving_http.py.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..chain.rpc import ContractRefusal
 from ..errors import CitrateError, ConfigError
 from ..protocol.content_id import cid_text
 from ..training.base_model import BaseModel
-from .adapters import AdapterDesk, adapter_reference
+from .adapters import AdapterDesk, adapter_reference, default_limits
 from .adapters_card import pulled
-from .adapters_files import BaseModelMismatch, require_fit
-from .serving_config import CallerKey, ServeConfig
+from .adapters_files import WEIGHTS_FILE, AdapterFile, BaseModelMismatch, read_adapter, require_fit
+from .serving_config import LOCAL, CallerKey, LocalAdapter, ServeConfig
 from .serving_engine import ServingEngine
 
 
@@ -49,12 +51,19 @@ class Loaded:
     creator: str | None = None
     users: int = 0
     used_at: float = 0.0
+    is_local: bool = False
+
+    @property
+    def source(self) -> str:
+        """What vouches for the weights: "base" (alone), "chain", or nothing: "unverified-local"."""
+        return "unverified-local" if self.is_local else "chain" if self.adapter_id else "base"
 
     def facts(self, base: BaseModel) -> dict[str, object]:
         """Exactly what produced a text: with every answer and every record."""
         return {
             "base_model": base.name,
             "base_model_id": base.base_model_id.hex(),
+            "source": self.source,
             "adapter_id": self.adapter_id,
             "adapter_name": self.name,
             "version": self.version,
@@ -64,7 +73,7 @@ class Loaded:
 
 
 class ServedAdapters:
-    """Loads by ID, ID@VERSION or ID@latest. desk: None where no chain was named: then only the base."""
+    """Loads by ID, ID@VERSION, ID@latest or local:NAME. desk: None where no chain was named."""
 
     def __init__(self, engine: ServingEngine, desk: AdapterDesk | None, config: ServeConfig) -> None:
         self._engine = engine
@@ -73,6 +82,8 @@ class ServedAdapters:
         self._base = Loaded("")
         self._loaded: dict[str, Loaded] = {}
         self._latest: dict[bytes, tuple[float, int]] = {}
+        self._local = {LOCAL + each.name: each for each in config.local}
+        self._local_keys: dict[str, tuple[tuple[int, int], str]] = {}
         self._lock = asyncio.Lock()
 
     @property
@@ -97,11 +108,14 @@ class ServedAdapters:
         base = self._engine.base
         if model in ("base", base.name, base.base_model_id.hex()):
             return self._base
+        if model in self._local:
+            return await self._find_local(self._local[model], caller)
         if not model.startswith("0x") or self._desk is None:
-            raise UnknownModel(
-                f"there is no model {model!r}; give the id of an adapter (ID, ID@VERSION or ID@latest) or "
-                f"{base.name!r}"
-            )
+            allowed = self._config.access.allows_local
+            local = [name for name, each in self._local.items() if allowed(each.name, caller)]
+            known = ", ".join(repr(name) for name in (base.name, *local))
+            on_chain = "the id of an adapter (ID, ID@VERSION or ID@latest), or " if self._desk else ""
+            raise UnknownModel(f"there is no model {model!r}; give {on_chain}one of {known}")
         try:
             adapter_id, number = adapter_reference(model.removesuffix("@latest"))
         except ConfigError as error:
@@ -118,6 +132,45 @@ class ServedAdapters:
             except ContractRefusal as refusal:
                 raise UnknownModel(str(refusal)) from refusal
             return self._loaded[key]
+
+    async def _find_local(self, local: LocalAdapter, caller: CallerKey | None) -> Loaded:
+        """The folder as it is now: one that was trained again is loaded again, under the new file's hash."""
+        if not self._config.access.allows_local(local.name, caller):
+            raise NotAllowed(f"{LOCAL}{local.name} may not be used here by this key")
+        async with self._lock:
+            try:
+                state = await asyncio.to_thread(_state_of, Path(local.folder))
+                known_state, key = self._local_keys.get(local.name, (None, ""))
+                fresh = state != known_state or key not in self._loaded
+                file = await asyncio.to_thread(self._read_local, local) if fresh else None
+            except CitrateError as error:  # it names the folder, which is none of the caller's business
+                print(f"citrate: {LOCAL}{local.name}: {error}", file=sys.stderr, flush=True)
+                raise ConfigError(
+                    f"{LOCAL}{local.name} cannot be loaded; the server's output says why"
+                ) from None
+            if file is not None:
+                digest = file.content.digest.hex()
+                key = f"{LOCAL}{local.name}@{digest[:16]}"
+                if key not in self._loaded:
+                    await self._make_room()
+                    await self._engine.put(key, file.weights)
+                    self._loaded[key] = Loaded(
+                        key=key,
+                        name=local.name,
+                        weights_hash=digest,
+                        cid=file.content.cid,
+                        rank=file.weights.config.rank,
+                        is_local=True,
+                    )
+                self._local_keys[local.name] = (state, key)
+            return self._loaded[key]
+
+    def _read_local(self, local: LocalAdapter) -> AdapterFile:
+        base, folder = self._engine.base, Path(local.folder)
+        limits = self._desk.place.limits if self._desk is not None else default_limits()
+        file = read_adapter(folder, limits, base.base_model_id)
+        require_fit(file.weights, base, f"{LOCAL}{local.name}")
+        return file
 
     async def _newest(self, adapter_id: bytes) -> int:
         assert self._desk is not None
@@ -165,3 +218,13 @@ class ServedAdapters:
             oldest = min(idle, key=lambda each: each.used_at)
             del self._loaded[oldest.key]
             await self._engine.drop(oldest.key)
+
+
+def _state_of(folder: Path) -> tuple[int, int]:
+    """What changes when the folder's weights do. Raises ConfigError where there are none."""
+    file = folder / WEIGHTS_FILE if folder.is_dir() else folder
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}\n  see [[local]] in the config") from None
+    return found.st_mtime_ns, found.st_size

@@ -9,24 +9,40 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ServiceError
 from ..protocol.adapter import AdapterWeights
 from ..training.base_model import BaseModel
-from ..training.serving import BatchedGenerator, FinishReason, Generation, TextStream, TokenText
+from ..training.serving import BatchedGenerator, FinishReason, Generation, Scored
+from ..training.serving_text import TextStream, TokenNames, TokenText
+
+
+@dataclass(frozen=True, slots=True)
+class NamedToken:
+    """A token as it is told to whoever asked for probabilities."""
+
+    text: str
+    place: int
+    """Where it begins in the choice's text, in characters."""
+    logprob: float | None
+    likeliest: Mapping[str, float] | None
+    """None for the first token of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of an answer. The last one has a finish reason."""
+    """A part of one choice of an answer. The last one of a choice has a finish reason."""
 
+    choice: int
     text: str
     tokens: int
-    """Generated so far."""
+    """Generated so far, of this choice."""
     finish_reason: FinishReason | None = None
+    named: tuple[NamedToken, ...] = ()
+    """The tokens of this text, where probabilities were asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +55,74 @@ class Wanted:
     temperature: float
     top_p: float
     seed: int
+    """Of the first choice; each further one takes the next number."""
     stops: tuple[str, ...] = ()
+    choices: int = 1
+    likeliest: int | None = None
+    """How many tokens are told in each place with their probabilities; None: none is."""
+    echo: str | None = None
+    """The prompt as text, where it is to stand before every choice."""
+
+
+class _Choice:
+    """One of the texts of an answer, in the generator's thread: tokens in, pieces out."""
+
+    def __init__(self, number: int, text: TokenText, wanted: Wanted, tell: Callable[[Piece], None]) -> None:
+        self._number, self._wanted, self._tell, self._text = number, wanted, tell, text
+        self._stream = TextStream(text, wanted.stops)
+        self._names = TokenNames(text)
+        self._begins_at = len(wanted.echo or "")
+        self._given = 0
+        self._held: list[NamedToken] = []
+        self._met_stop = False  # then what was held back is the stop text itself
+        self.request = Generation(
+            adapter=wanted.adapter,
+            prompt=wanted.prompt,
+            tokens_max=wanted.tokens_max,
+            temperature=wanted.temperature,
+            top_p=wanted.top_p,
+            seed=(wanted.seed + number) % (1 << 63),
+            likeliest=wanted.likeliest,
+            on_prompt=self._on_prompt if wanted.echo is not None else None,
+            on_token=self._on_token,
+            on_end=self._on_end,
+        )
+
+    def _on_prompt(self, prompt: list[Scored]) -> None:
+        names = TokenNames(self._text)
+        named = [self._named(names, each, 0) for each in prompt] if self._wanted.likeliest is not None else []
+        self._tell(Piece(self._number, self._wanted.echo or "", 0, named=tuple(named)))
+
+    def _on_token(self, scored: Scored) -> bool:
+        if self._wanted.likeliest is not None:
+            self._held.append(self._named(self._names, scored, self._begins_at))
+        text, self._met_stop = self._stream.push(scored.token)
+        if text:
+            self._give(text, None)
+        return self._met_stop
+
+    def _on_end(self, reason: FinishReason) -> None:
+        self._give("" if self._met_stop else self._stream.rest(), reason)
+
+    def _give(self, text: str, reason: FinishReason | None) -> None:
+        """A text with the tokens that are in it; those of a stop text are in none."""
+        self._given += len(text)
+        ends_at = self._begins_at + self._given
+        whole = reason is not None and not self._met_stop
+        inside = [each for each in self._held if whole or each.place < ends_at]
+        self._held = self._held[len(inside) :]
+        self._tell(Piece(self._number, text, len(self.request.tokens), reason, tuple(inside)))
+
+    def _named(self, names: TokenNames, scored: Scored, begins_at: int) -> NamedToken:
+        likeliest: dict[str, float] | None = None
+        if scored.logprob is not None:
+            likeliest = {}
+            for token, logprob in scored.likeliest:
+                likeliest.setdefault(
+                    names.of(token), logprob
+                )  # two may be spelt alike: the likelier one counts
+        text, place = names.push(scored.token)
+        return NamedToken(text, begins_at + place, scored.logprob, likeliest)
 
 
 class ServingEngine:
@@ -82,45 +165,28 @@ class ServingEngine:
     async def generate(self, wanted: Wanted) -> AsyncIterator[Piece]:
         """Pieces as they come. Leaving the loop early gives the request up."""
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[Piece] = asyncio.Queue()  # bounded by tokens_max: one piece per token, and one
-        stream = TextStream(self.text, wanted.stops)
-        met_stop = False  # then what was held back is the stop text itself
+        pieces: asyncio.Queue[Piece] = (
+            asyncio.Queue()
+        )  # bounded by choices · (tokens_max + 2): a piece per token
 
         def tell(piece: Piece) -> None:
             loop.call_soon_threadsafe(pieces.put_nowait, piece)
 
-        def on_token(token: int) -> bool:
-            nonlocal met_stop
-            text, met_stop = stream.push(token)
-            if text:
-                tell(Piece(text, len(request.tokens)))
-            return met_stop
-
-        def on_end(reason: FinishReason) -> None:
-            tell(Piece("" if met_stop else stream.rest(), len(request.tokens), reason))
-
-        request = Generation(
-            adapter=wanted.adapter,
-            prompt=wanted.prompt,
-            tokens_max=wanted.tokens_max,
-            temperature=wanted.temperature,
-            top_p=wanted.top_p,
-            seed=wanted.seed,
-            on_token=on_token,
-            on_end=on_end,
-        )
+        choices = [_Choice(number, self.text, wanted, tell) for number in range(wanted.choices)]
+        requests = [choice.request for choice in choices]
         generator = self._started()
         try:
-            await self._in_thread(lambda: generator.admit(request))
-            while True:
+            await self._in_thread(lambda: generator.admit(*requests))
+            running = len(choices)
+            while running:
                 piece = await pieces.get()
                 if piece.finish_reason == "cancelled":
                     raise ServiceError(f"the server stopped: {self._error or 'it is shutting down'}")
                 yield piece
-                if piece.finish_reason is not None:
-                    return
+                running -= piece.finish_reason is not None
         finally:
-            request.cancelled = True
+            for request in requests:
+                request.cancelled = True
 
     async def _in_thread(self, act: Callable[[], None]) -> None:
         """Run between two steps; its error is raised here."""

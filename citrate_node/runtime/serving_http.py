@@ -5,19 +5,17 @@
     GET  /health
 
 Every answer has a `citrate` object that names base, adapter, version and hash, and every request leaves a
-line in the runtime record. Errors have OpenAI's shape. Called by cli/adapter_serve.py.
+line in the runtime record. What a request and an answer look like is serving_openai.py's. Called by
+cli/adapter_serve.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
-import secrets
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,58 +26,7 @@ from .adapters_files import BaseModelMismatch
 from .serving_adapters import Loaded, NoRoom, NotAllowed, ServedAdapters, UnknownModel
 from .serving_config import CallerKey, ServeConfig
 from .serving_engine import ServingEngine, Wanted
-
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    "n": (1, None),
-    "best_of": (1, None),
-    "echo": (False, None),
-    "logprobs": (None,),
-    "suffix": (None, ""),
-    "presence_penalty": (0, None),
-    "frequency_penalty": (0, None),
-    "logit_bias": (None, {}),
-}
-"""Parameters of OpenAI's that this server does not carry out, and the values that ask for nothing."""
-
-_KNOWN = {
-    *("model", "prompt", "max_tokens", "temperature", "top_p", "seed", "stop", "stream", "stream_options"),
-    *("user", *_NEUTRAL),
-}
-
-
-class RequestError(Exception):
-    """A request that gets an error, in OpenAI's shape."""
-
-    def __init__(
-        self, status: int, message: str, *, param: str | None = None, code: str | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        kind = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-        usual = "invalid_request_error" if status < 500 else "server_error"
-        self.body = {
-            "error": {
-                "message": message,
-                "type": kind.get(status, usual),
-                "param": param,
-                "code": code,
-            }
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """A body that was checked."""
-
-    model: str
-    prompt: str
-    tokens_max: int
-    temperature: float
-    top_p: float
-    seed: int
-    stops: tuple[str, ...]
-    stream: bool
-    usage_in_stream: bool
+from .serving_openai import Answer, CompletionRequest, RequestError, event, parse_completion
 
 
 class AdapterServer:
@@ -134,7 +81,7 @@ class AdapterServer:
 
     async def _models(self, request: web.Request) -> web.Response:
         self._caller(request)
-        rows = [self._row(Loaded("")), *(self._row(each) for each in self._adapters.loaded)]
+        rows = [self._row(each) for each in (Loaded(""), *self._adapters.loaded)]
         return web.json_response({"object": "list", "data": rows})
 
     async def _model(self, request: web.Request) -> web.Response:
@@ -149,44 +96,63 @@ class AdapterServer:
             raise RequestError(
                 429, f"{self._running} requests are under way, the limit; try again", code="busy"
             )
-        self._running += 1
+        taken = 1
+        self._running += taken
         try:
-            asked = parse_completion(await self._body(request), limits.tokens_max)
+            asked = parse_completion(await self._body(request), limits)
+            more = asked.choices - 1
+            if self._running + more > limits.requests_max:
+                raise RequestError(
+                    429,
+                    f"n is {asked.choices} and {self._running - 1} requests are under way, the limit is "
+                    f"{limits.requests_max} texts at a time; try again, or with fewer",
+                    param="n",
+                    code="busy",
+                )
+            taken += more
+            self._running += more
             async with self._model_of(asked.model, caller) as found:
                 return await self._answer(request, asked, found, caller)
         finally:
-            self._running -= 1
+            self._running -= taken
 
     async def _answer(
         self, request: web.Request, asked: CompletionRequest, found: Loaded, caller: CallerKey | None
     ) -> web.StreamResponse:
         prompt = self._tokens(asked)
-        answer = _Answer(self, asked, found, caller, len(prompt))
-        wanted = Wanted(
-            found.key,
-            prompt,
-            asked.tokens_max,
-            asked.temperature,
-            asked.top_p,
-            asked.seed,
-            asked.stops,
+        facts = found.facts(self._engine.base)
+        model = found.key or self._engine.base.name
+        answer = Answer(asked, model, facts, caller.name if caller is not None else None, len(prompt))
+        pieces = self._engine.generate(
+            Wanted(
+                adapter=found.key,
+                prompt=prompt,
+                tokens_max=asked.tokens_max,
+                temperature=asked.temperature,
+                top_p=asked.top_p,
+                seed=asked.seed,
+                stops=asked.stops,
+                choices=asked.choices,
+                likeliest=asked.logprobs,
+                echo=asked.prompt if asked.echo else None,
+            )
         )
-        pieces = self._engine.generate(wanted)
         response: web.StreamResponse | None = None
         try:
             async with asyncio.timeout(self._config.limits.request_seconds_max):
                 async for piece in pieces:
-                    answer.add(piece.text, piece.tokens, piece.finish_reason)
+                    answer.add(piece)
                     if asked.stream:
                         if response is None:
                             response = web.StreamResponse(headers={"Cache-Control": "no-cache"})
                             response.content_type = "text/event-stream"
                             await response.prepare(request)
-                        await response.write(_event(answer.chunk(piece.text, piece.finish_reason)))
+                        await response.write(event(answer.chunk(piece)))
+            answer.ended = "done"
             if response is None:
                 return web.json_response(answer.whole())
             if asked.usage_in_stream:
-                await response.write(_event(answer.usage_chunk()))
+                await response.write(event(answer.usage_chunk()))
             await response.write(b"data: [DONE]\n\n")
             await response.write_eof()
             return response
@@ -196,13 +162,13 @@ class AdapterServer:
                 refused = RequestError(504, f"no answer within {seconds:g} s, the limit", code="timeout")
             else:
                 refused = RequestError(503, str(error))
-            answer.finish_reason = "timeout" if refused.status == 504 else "error"
+            answer.ended = "timeout" if refused.status == 504 else "error"
             if response is None:
                 raise refused from None
-            await response.write(_event(refused.body))  # the status is sent already
+            await response.write(event(refused.body))  # the status is sent already
             return response
         except (asyncio.CancelledError, ConnectionError):
-            answer.finish_reason = "cancelled"  # the caller went away
+            answer.ended = "cancelled"  # the caller went away
             raise
         finally:
             await pieces.aclose()  # type: ignore[attr-defined]  # an async generator, typed as an iterator
@@ -256,12 +222,9 @@ class AdapterServer:
             "id": found.key or base.name,
             "object": "model",
             "created": self._started_at,
-            "owned_by": found.creator or "base",
+            "owned_by": found.creator or found.source,
             "citrate": found.facts(base),
         }
-
-    def facts(self, found: Loaded) -> dict[str, object]:
-        return found.facts(self._engine.base)
 
     def _keep(self, record: Mapping[str, Any]) -> None:
         """One line, in one write: lines of a record never mix, and a full disk stops no answer."""
@@ -274,133 +237,6 @@ class AdapterServer:
         except OSError as error:
             text = f"citrate: cannot write the runtime record {self._record}: {error.strerror}"
             print(text, file=sys.stderr, flush=True)
-
-
-class _Answer:
-    """One completion, as it grows."""
-
-    def __init__(
-        self,
-        server: AdapterServer,
-        asked: CompletionRequest,
-        found: Loaded,
-        caller: CallerKey | None,
-        prompt_tokens: int,
-    ) -> None:
-        self.asked = asked
-        self.facts = server.facts(found)
-        self.model = found.key or str(self.facts["base_model"])
-        self.caller = caller
-        self.prompt_tokens = prompt_tokens
-        self.id = "cmpl-" + secrets.token_hex(12)
-        self.created = time.time()
-        self.started = time.perf_counter()
-        self.text = ""
-        self.tokens = 0
-        self.finish_reason: str | None = None
-
-    def add(self, text: str, tokens: int, reason: str | None) -> None:
-        self.text += text
-        self.tokens, self.finish_reason = tokens, reason
-
-    def chunk(self, text: str, reason: str | None) -> dict[str, Any]:
-        choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
-        return {**self._head(), "choices": [choice]}
-
-    def whole(self) -> dict[str, Any]:
-        return {**self.chunk(self.text, self.finish_reason), "usage": self._usage()}
-
-    def usage_chunk(self) -> dict[str, Any]:
-        return {**self._head(), "choices": [], "usage": self._usage()}
-
-    def record(self) -> dict[str, Any]:
-        """Who asked what produced which text; the texts themselves only as hashes."""
-        return {
-            "time": round(self.created, 3),
-            "id": self.id,
-            "caller": self.caller.name if self.caller is not None else None,
-            "model": self.asked.model,
-            **self.facts,
-            **self._usage(),
-            "prompt_sha256": hashlib.sha256(self.asked.prompt.encode()).hexdigest(),
-            "completion_sha256": hashlib.sha256(self.text.encode()).hexdigest(),
-            "temperature": self.asked.temperature,
-            "top_p": self.asked.top_p,
-            "seed": self.asked.seed,
-            "finish_reason": self.finish_reason,
-            "seconds": round(time.perf_counter() - self.started, 4),
-        }
-
-    def _head(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "object": "text_completion",
-            "created": int(self.created),
-            "model": self.model,
-            "citrate": self.facts,
-        }
-
-    def _usage(self) -> dict[str, int]:
-        total = self.prompt_tokens + self.tokens
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": self.tokens,
-            "total_tokens": total,
-        }
-
-
-def parse_completion(body: Any, tokens_max: int) -> CompletionRequest:
-    """Raises RequestError, naming the parameter and its limit."""
-    if not isinstance(body, dict):
-        raise RequestError(400, "the body must be a JSON object")
-    if unknown := sorted(set(map(str, body)) - _KNOWN):
-        raise RequestError(400, f"unknown parameter {unknown[0]!r}", param=unknown[0])
-    for name, neutral in _NEUTRAL.items():
-        if name in body and body[name] not in neutral:
-            raise RequestError(400, f"{name} is not supported by this server; leave it out", param=name)
-    prompt = body.get("prompt")
-    if not isinstance(prompt, str):
-        raise RequestError(400, "prompt must be one text", param="prompt")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:
-        raise RequestError(400, "prompt holds half of a surrogate pair", param="prompt") from None
-    if not isinstance(body.get("model"), str):
-        raise RequestError(400, "model must be a text: GET /v1/models names some", param="model")
-    stop = body.get("stop") or []
-    stops = [stop] if isinstance(stop, str) else stop
-    if not isinstance(stops, list) or len(stops) > 4 or not all(isinstance(each, str) for each in stops):
-        raise RequestError(400, "stop must be a text, or a list of at most 4", param="stop")
-    seed = body.get("seed")
-    options = body.get("stream_options") or {}
-    if not isinstance(options, dict):
-        raise RequestError(400, "stream_options must be an object", param="stream_options")
-    return CompletionRequest(
-        model=body["model"],
-        prompt=prompt,
-        tokens_max=int(_number(body, "max_tokens", 16, 1, tokens_max, whole=True)),
-        temperature=_number(body, "temperature", 1.0, 0.0, 2.0),
-        top_p=_number(body, "top_p", 1.0, 1e-6, 1.0),
-        seed=secrets.randbits(63)
-        if seed is None
-        else int(_number(body, "seed", 0, -(2**63), 2**63 - 1, whole=True)),
-        stops=tuple(stops),
-        stream=bool(body.get("stream")),
-        usage_in_stream=bool(options.get("include_usage")),
-    )
-
-
-def _number(
-    body: Mapping[str, Any], name: str, usual: float, least: float, most: float, *, whole: bool = False
-) -> float:
-    value = body.get(name)
-    if value is None:
-        return usual
-    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
-        raise RequestError(400, f"{name} must be a {'whole ' if whole else ''}number", param=name)
-    if not least <= value <= most:
-        raise RequestError(400, f"{name} is {value}, it must lie from {least} to {most}", param=name)
-    return value
 
 
 class _named:
@@ -441,7 +277,3 @@ async def _errors_as_openai(request: web.Request, handler: Any) -> web.StreamRes
     except CitrateError as error:
         return web.json_response(RequestError(503, str(error)).body, status=503)
     return response
-
-
-def _event(facts: Mapping[str, Any]) -> bytes:
-    return b"data: " + json.dumps(facts, separators=(",", ":")).encode() + b"\n\n"

@@ -112,7 +112,7 @@ def import_adapter(directory: Path, base: BaseModel) -> tuple[LoraSettings, Tens
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{directory} is not a PEFT adapter folder: {error}") from error
     _require_plain_lora(directory, config)
-    _require_same_base(directory, base)
+    require_same_base(directory, base)
     targets = config["target_modules"]
     settings = LoraSettings(
         rank=int(config["r"]),
@@ -151,21 +151,29 @@ def public_name(base: BaseModel) -> str:
 
 def _require_plain_lora(directory: Path, config: Any) -> None:
     """Variants compute something else from the same two tensors, so they are refused by name."""
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        raise ConfigError(f"adapter in {directory} is not a LoRA adapter")
-    variants = (
-        "use_dora",
-        "use_rslora",
-        "fan_in_fan_out",
-        "rank_pattern",
-        "alpha_pattern",
-        "modules_to_save",
-    )
+    require_one_scale(directory, config)
+    variants = ("use_dora", "use_rslora", "modules_to_save")
     if used := [name for name in variants if config.get(name)]:
         raise ConfigError(f"adapter in {directory} uses {', '.join(used)}: only plain LoRA can be averaged")
 
 
-def _require_same_base(directory: Path, base: BaseModel) -> None:
+def require_one_scale(directory: Path, config: Any) -> None:
+    """Raises ConfigError for what is no LoRA, or LoRA of which rank, alpha and two factors do not say all."""
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ConfigError(f"adapter in {directory} is not a LoRA adapter")
+    # fan_in_fan_out says how the base stores a matrix (GPT-2's Conv1D), and PEFT puts it right itself
+    used = [name for name in ("rank_pattern", "alpha_pattern") if config.get(name)]
+    if config.get("bias", "none") != "none":
+        used.append("bias")
+    if used:
+        raise ConfigError(
+            f"adapter in {directory} uses {', '.join(used)}: only plain LoRA can be averaged, "
+            "and nothing else than LoRA, rsLoRA and DoRA of one rank and alpha measured\n"
+            "  merge it with PEFT and use the merged model as a base"
+        )
+
+
+def require_same_base(directory: Path, base: BaseModel) -> None:
     provenance = read_provenance(directory)
     if provenance is None:
         return  # another tool's adapter: its tensors alone can say whether it fits

@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.protocol.adapter import AdapterWeights
+from citrate_node.training.architecture import objective_of
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.provenance import PROVENANCE_FILE, Provenance, to_json
+from citrate_node.training.run_settings import RunSettings
 from citrate_node.training.settings import LoraSettings
 
 Dtype = Literal["float32", "float16", "bfloat16"]
@@ -54,7 +56,7 @@ def merge_adapter(
     """
     import torch
 
-    from citrate_node.training.lora import LoraTrainer
+    from citrate_node.training.adapter_model import AdapterModel
 
     config = weights.config
     if config.base_model_id != base.base_model_id:
@@ -64,12 +66,13 @@ def merge_adapter(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not an empty folder\n  give another --out")
-    trainer = LoraTrainer(base, LoraSettings(config.rank, config.alpha, config.targets))
-    trainer.load(weights.tensors())
-    probe = _probe(int(base.config["vocab_size"]))
+    settings = RunSettings(lora=LoraSettings(config.rank, config.alpha, config.targets))
+    beside = AdapterModel(base, settings, objective_of(base))
+    beside.load(weights.tensors())
+    probe = _probe(int(beside.model.get_input_embeddings().num_embeddings))
     with torch.inference_mode():
-        before = trainer.model.eval()(input_ids=probe).logits
-    merged = trainer.model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype)).eval()
+        before = beside.model.eval()(input_ids=probe).logits
+    merged = beside.model.merge_and_unload(safe_merge=True).to(getattr(torch, dtype)).eval()
     with torch.inference_mode():
         after = merged(input_ids=probe).logits.float()
     difference = float((after - before).abs().max() / before.abs().max())

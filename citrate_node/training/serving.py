@@ -2,11 +2,12 @@
 
 Rows of a batch belong to requests, each with its own adapter (batched_lora.StackedLora). A request enters
 between two steps and leaves when it is done: nobody waits for the longest. Not for several threads; imports
-torch when made. Called by runtime/serving_engine.py and benchmarks.
+torch when made. Its text is serving_text.py's. Called by runtime/serving_engine.py and benchmarks.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,12 +20,31 @@ from citrate_node.errors import ConfigError, ServiceError
 from citrate_node.protocol.adapter import AdapterWeights
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.batched_lora import StackedLora, Weights
-from citrate_node.training.data import encoder
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
+LIKELIEST_MAX = 5
+"""Tokens whose probabilities are told beside the one that was taken."""
+
 BASE_KEY = ""
 """Key of the base model alone, which is always loaded."""
+
+
+LOGPROB_MIN = -9999.0
+"""Stands for minus infinity, which JSON does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A token, and how likely the model held it to be: natural logarithms at temperature 1, without top_p."""
+
+    token: int
+
+    logprob: float | None = None
+    """None where nobody asked, and for the first token of a prompt, which follows nothing."""
+
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """(token, logprob) of the likeliest ones in this place, best first."""
 
 
 @dataclass(slots=True)
@@ -38,6 +58,7 @@ class Generation:
     """At least one token."""
 
     tokens_max: int
+    """0: nothing is generated; the prompt is scored, where that is asked for."""
 
     temperature: float = 0.0
     """0: the likeliest token, always."""
@@ -46,7 +67,14 @@ class Generation:
 
     seed: int = 0
 
-    on_token: Callable[[int], bool] = lambda token: False
+    likeliest: int | None = None
+    """How many tokens are told in each place with their probabilities, 0 to LIKELIEST_MAX. None: none is
+    scored."""
+
+    on_prompt: Callable[[list[Scored]], None] | None = None
+    """Called once with the prompt's tokens, scored where `likeliest` asks for it. None: not wanted."""
+
+    on_token: Callable[[Scored], bool] = lambda scored: False
     """Called with every token in its turn; True ends the request with "stop"."""
 
     on_end: Callable[[FinishReason], None] = lambda reason: None
@@ -72,6 +100,7 @@ class BatchedGenerator:
             if device == "cpu":
                 torch.set_num_threads(threads)
             self._model = load_base(base).to(device).eval()
+        _require_keys_and_values(self._model)
         self.base = base
         self._device = device
         self._adapters: dict[str, AdapterWeights] = {}
@@ -111,23 +140,47 @@ class BatchedGenerator:
             raise ValueError(f"adapter {key} is in use")
         self._stack({name: weights for name, weights in self._adapters.items() if name != key})
 
-    def admit(self, request: Generation) -> None:
-        """Read the prompt and generate the first token. Raises ServiceError for an adapter not loaded."""
-        import torch
+    def admit(self, *requests: Generation) -> None:
+        """Read a prompt and generate the first token of each request for it.
 
-        if request.adapter not in self._slots:
-            raise ServiceError(f"adapter {request.adapter} is not loaded")
-        assert request.prompt, "a prompt has a token"
-        request.random = torch.Generator(device="cpu").manual_seed(request.seed)
-        tokens = torch.tensor([list(request.prompt)], device=self._device)
+        Several requests must have one prompt and one adapter: it is read once, and they go on from there.
+        Raises ServiceError for an adapter not loaded, or a base whose past cannot be joined row by row.
+        """
+        import torch
+        from transformers import DynamicCache
+
+        first = requests[0]
+        if first.adapter not in self._slots:
+            raise ServiceError(f"adapter {first.adapter} is not loaded")
+        assert first.prompt, "a prompt has a token"
+        assert all((r.adapter, r.prompt) == (first.adapter, first.prompt) for r in requests), "one prompt"
+        tokens = torch.tensor([list(first.prompt)], device=self._device)
+        scores = any(request.on_prompt is not None and request.likeliest is not None for request in requests)
         with torch.inference_mode():
-            self._point_at([request])
-            output = self._model(input_ids=tokens, use_cache=True)
-            logits = output.logits[:, -1].float().cpu()
-            cache = [(layer.keys, layer.values) for layer in _layers(output.past_key_values)]
-            self._join(cache, torch.ones_like(tokens))
-        self._rows.append(request)
-        self._take(logits, [request])
+            self._point_at([first])
+            # one that simply grows, also where the base has a window: masks keep to it all the same
+            output = self._model(
+                input_ids=tokens, past_key_values=DynamicCache(), use_cache=True, **self._last_place(scores)
+            )
+            logits = output.logits[0].float().cpu()
+            writing = [request for request in requests if request.tokens_max > 0]
+            if writing:
+                cache = [
+                    (
+                        layer.keys.expand(len(writing), -1, -1, -1),
+                        layer.values.expand(len(writing), -1, -1, -1),
+                    )
+                    for layer in _layers(output.past_key_values)
+                ]
+                self._join(cache, torch.ones_like(tokens).expand(len(writing), -1))
+        for request in requests:
+            request.random = torch.Generator(device="cpu").manual_seed(request.seed)
+            if request.on_prompt is not None:
+                request.on_prompt(score_prompt(logits, request))
+            if request.tokens_max == 0:
+                request.on_end("length")
+        self._rows += writing
+        self._take(logits[-1:].expand(len(writing), -1), writing)
 
     def step(self) -> None:
         """One token more for every request under way."""
@@ -170,7 +223,7 @@ class BatchedGenerator:
         for row, scores in zip(rows, logits, strict=True):
             token = choose(scores, row)
             row.tokens.append(token)
-            if token in self._end_tokens or row.on_token(token):
+            if token in self._end_tokens or row.on_token(scored(scores, token, row.likeliest)):
                 reasons[id(row)] = "stop"
             elif len(row.tokens) >= row.tokens_max:
                 reasons[id(row)] = "length"
@@ -198,7 +251,7 @@ class BatchedGenerator:
             row.on_end(reason)
 
     def _join(self, cache: list[tuple[Any, Any]], mask: Any) -> None:
-        """Put one more row below the others; the shorter are filled up on the left, and masked there."""
+        """Put rows below the others; the shorter are filled up on the left, and masked there."""
         import torch
 
         if not self._rows:
@@ -246,6 +299,12 @@ class BatchedGenerator:
         self._lora, self._adapters = lora, adapters
         self._slots = {BASE_KEY: 0, **{key: place for place, key in enumerate(adapters, 1)}}
 
+    def _last_place(self, all_places: bool) -> dict[str, int]:
+        """Of a long prompt only the last place's logits are wanted, and with a large vocabulary the others
+        are most of the memory; where the base cannot leave them out it does not matter."""
+        knows = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        return {"logits_to_keep": 1} if knows and not all_places else {}
+
     @cached_property
     def _end_tokens(self) -> frozenset[int]:
         end = getattr(self._model.generation_config, "eos_token_id", None)
@@ -269,59 +328,24 @@ def choose(scores: Any, row: Generation) -> int:
     return int(torch.multinomial(likely, 1, generator=row.random))
 
 
-class TokenText:
-    """Between text and tokens: for the embedded base by bytes, for any other by its own tokenizer."""
-
-    def __init__(self, base: BaseModel) -> None:
-        self._base = base
-        self._tokenizer: Any = None
-
-    def encode(self, text: str) -> list[int]:
-        return [int(token) for token in encoder(self._base)(text.encode())]
-
-    def decode(self, tokens: Sequence[int]) -> str:
-        """Bytes that are no whole character become U+FFFD."""
-        if self._base.byte_level:
-            return bytes(tokens).decode("utf-8", errors="replace")
-        if self._tokenizer is None:
-            from transformers import AutoTokenizer
-
-            self._tokenizer = AutoTokenizer.from_pretrained(
-                str(self._base.directory), trust_remote_code=False, local_files_only=True
-            )
-        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+def scored(logits: Any, token: int, likeliest: int | None) -> Scored:
+    """A token taken in a place with these logits, (vocabulary,)."""
+    if likeliest is None:
+        return Scored(token)
+    logprobs = logits.log_softmax(-1)
+    logprobs = logprobs.clamp(min=LOGPROB_MIN)
+    values, tokens = logprobs.topk(min(likeliest, len(logprobs)))
+    best = tuple((int(t), float(v)) for t, v in zip(tokens, values, strict=True))
+    return Scored(token, float(logprobs[token]), best)
 
 
-class TextStream:
-    """Tokens of one answer to pieces of text: no half characters, and nothing from a stop text on."""
-
-    def __init__(self, text: TokenText, stops: Sequence[str]) -> None:
-        self._text = text
-        self._stops = [stop for stop in stops if stop]
-        self._tokens: list[int] = []
-        self._given = 0
-
-    def push(self, token: int) -> tuple[str, bool]:
-        """(the text that is certain now, whether a stop text has come)."""
-        self._tokens.append(token)
-        whole = self._text.decode(self._tokens)
-        found = [place for stop in self._stops if (place := whole.find(stop)) >= 0]
-        if found:
-            return self._give(whole[: min(found)]), True
-        certain = whole.rstrip("\ufffd")  # may be the first bytes of a character
-        held = max(
-            (n for stop in self._stops for n in range(1, len(stop)) if certain.endswith(stop[:n])), default=0
-        )
-        return self._give(certain[: len(certain) - held]), False
-
-    def rest(self) -> str:
-        """What was held back, once no token will follow."""
-        return self._give(self._text.decode(self._tokens))
-
-    def _give(self, text: str) -> str:
-        piece = text[self._given :]
-        self._given = max(self._given, len(text))
-        return piece
+def score_prompt(logits: Any, request: Generation) -> list[Scored]:
+    """The prompt's tokens, each by the logits of the place before it, (tokens, vocabulary)."""
+    if request.likeliest is None:
+        return [Scored(token) for token in request.prompt]
+    first, *others = request.prompt
+    found = [scored(row, token, request.likeliest) for row, token in zip(logits, others, strict=False)]
+    return [Scored(first), *found]
 
 
 def _filled(weights: AdapterWeights, shapes: dict[str, tuple[int, int]]) -> Weights:
@@ -341,8 +365,19 @@ def _layers(cache: Any) -> list[Any]:
 
     for layer in cache.layers:
         if type(layer) is not DynamicLayer:
-            raise ServiceError(
-                f"this base keeps its past in a {type(layer).__name__}, and rows of such cannot be joined\n"
-                "  merge the adapter into the base and serve that with another server"
-            )
+            raise _unjoinable(type(layer).__name__)
     return list(cache.layers)
+
+
+def _require_keys_and_values(model: Any) -> None:
+    """Raises ServiceError for a base that keeps something else of its past (Mamba's states, say)."""
+    knows = inspect.signature(model.forward).parameters
+    if getattr(model, "_is_stateful", False) or not {"past_key_values", "position_ids"} <= set(knows):
+        raise _unjoinable(f"state of {type(model).__name__}")
+
+
+def _unjoinable(what: str) -> ServiceError:
+    return ServiceError(
+        f"this base keeps its past in a {what}, and rows of such cannot be joined\n"
+        "  merge the adapter into the base and serve that with another server"
+    )

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import signal
-import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from safetensors import safe_open
-from wallet_chain import adapter
-from wallet_user import Pair, User
+from wallet_chain import CHAIN_ID, adapter
+from wallet_user import Pair, User, saved
 
 from citrate_node.cli import adapter as adapter_commands
+from citrate_node.content.gateway import Gateway
+from citrate_node.content.store import EmbeddedStore
+from citrate_node.errors import ConfigError
 from citrate_node.runtime.adapters_files import BaseModelMismatch
 from citrate_node.training.provenance import read_provenance
+from citrate_node.training.settings import ALL_LINEAR
 
 
 def use(user: User, *args: object) -> Any:
@@ -55,36 +62,82 @@ def test_an_adapter_on_chain_is_screened_against_the_others(user: User, pair: Pa
     assert (result.exit_code, facts["findings"], facts["known"]) == (0, [], 1)
 
 
-def test_the_server_starts_answers_and_ends_on_sigterm(user: User, pair: Pair, tmp_path: Path) -> None:
-    small, _ = pair
-    command = [sys.executable, "-m", "citrate_node.cli.main", "adapter", "serve"]
-    options = [
-        "--dir",
-        str(user.chain.devnet.folder),
-        "--port",
-        "0",
-        "--record",
-        str(tmp_path / "record.jsonl"),
-    ]
-    process = subprocess.Popen(
-        [*command, *options, "--load", small["adapter_id"], "--json"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+@asynccontextmanager
+async def served(folder: Path, *options: object) -> AsyncIterator[dict[str, Any]]:
+    """A server of its own process, begun in `folder`; gives what it says, and ends it politely."""
+    command = [sys.executable, "-m", "citrate_node.cli.main", "adapter", "serve", "--port", "0", "--json"]
+    process = await asyncio.create_subprocess_exec(
+        *(*command, *map(str, options)),
+        cwd=folder,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     try:
         assert process.stdout is not None
-        facts = json.loads(process.stdout.readline())
-        assert facts["loaded"] == [f"{small['adapter_id']}@1"]
-        body = {"model": small["adapter_id"], "prompt": "import ", "max_tokens": 4}
-        answer = httpx.post(f"{facts['url']}/completions", json=body, timeout=30).json()
-        assert answer["citrate"]["weights_hash"] == small["weights_hash"]
+        line = await process.stdout.readline()
+        assert line, (await process.communicate())[1].decode()
+        yield json.loads(line)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
-        assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
+        assert await asyncio.wait_for(process.wait(), 90) == 0
     finally:
-        process.kill()
-        process.communicate()
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+async def answer(facts: dict[str, Any], model: str) -> dict[str, Any]:
+    body = {"model": model, "prompt": "import ", "max_tokens": 4}
+    async with httpx.AsyncClient(timeout=90) as client:
+        found: dict[str, Any] = (await client.post(f"{facts['url']}/completions", json=body)).json()
+    return found
+
+
+async def test_the_server_starts_answers_and_ends_on_sigterm(user: User, pair: Pair, tmp_path: Path) -> None:
+    small, _ = pair
+    options = ("--dir", user.chain.devnet.folder, "--record", "record.jsonl", "--load", small["adapter_id"])
+    async with served(tmp_path, *options) as facts:
+        assert facts["loaded"] == [f"{small['adapter_id']}@1"]
+        found = await answer(facts, small["adapter_id"])
+    assert found["citrate"]["weights_hash"] == small["weights_hash"]
+    assert len((tmp_path / "record.jsonl").read_text().splitlines()) == 1
+
+
+async def test_weights_that_lie_elsewhere_are_served_through_a_gateway(user: User, tmp_path: Path) -> None:
+    """A machine that knows the chain's URL and a gateway, and has no devnet and no store of its own."""
+    weights = adapter(31, 8, ALL_LINEAR)
+    store = tmp_path / "elsewhere"
+    args = (saved(tmp_path / "file", weights), "--name", "far", "--store", store)
+    made = await asyncio.to_thread(user.one, "create", *args)
+    machine = tmp_path / "machine"
+    machine.mkdir()
+    chain = ("--rpc-url", user.chain.rpc_url, "--chain-id", CHAIN_ID)
+    async with EmbeddedStore(store, read_only=True) as held, Gateway(held) as gateway:
+        (machine / "serve.toml").write_text('[stores]\ngateways = ["http://127.0.0.1:9"]\n')
+        options = (*chain, "--config", "serve.toml")
+        async with served(machine, *options, "--gateway", gateway.address) as facts:
+            found = await answer(facts, made["adapter_id"])
+    assert found["citrate"]["weights_hash"] == made["weights_hash"]
+    assert found["citrate"]["source"] == "chain"
+
+
+async def test_a_local_folder_needs_no_chain_and_must_be_named(tmp_path: Path) -> None:
+    saved(tmp_path / "mine", adapter(32, 2, ALL_LINEAR))
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf" / "serve.toml").write_text('[[local]]\nname = "other"\nfolder = "../mine"\n')
+    options = ("--config", "conf/serve.toml", "--local", "mine=mine", "--load", "local:mine")
+    async with served(tmp_path, *options) as facts:
+        found = [
+            await answer(facts, name) for name in ("local:mine", "local:other", "mine", "0x" + "ab" * 32)
+        ]
+    assert [each["citrate"]["source"] for each in found[:2]] == ["unverified-local"] * 2
+    assert [each["error"]["code"] for each in found[2:]] == ["model_not_found"] * 2
+
+
+@pytest.mark.parametrize("text", ["mine", "=mine", "mine=", "a b=mine"])
+def test_a_local_folder_that_is_not_named_is_refused(user: User, text: str) -> None:
+    result = use(user, "serve", "--local", text)
+    assert isinstance(result.exception, ConfigError)
 
 
 def test_a_new_key_is_printed_once_and_only_its_hash_goes_into_the_config(user: User) -> None:

@@ -25,6 +25,7 @@ from citrate_node.runtime.adapters import connected, place_of
 from citrate_node.runtime.serving_adapters import ServedAdapters
 from citrate_node.runtime.serving_config import (
     CallerKey,
+    LocalAdapter,
     ServeAccess,
     ServeConfig,
     ServeLimits,
@@ -85,12 +86,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 @asynccontextmanager
 async def serving(
-    world: World, tmp_path: Path, limits: ServeLimits | None = None, access: ServeAccess | None = None
+    world: World,
+    tmp_path: Path,
+    limits: ServeLimits | None = None,
+    access: ServeAccess | None = None,
+    **more: Any,
 ) -> AsyncIterator[tuple[httpx.AsyncClient, ServedAdapters]]:
     config = ServeConfig(
         ServerPlace(port=0, record=str(tmp_path / "record.jsonl")),
         limits or ServeLimits(),
         access or ServeAccess(),
+        **more,
     )
     engine = ServingEngine(BaseModel.load())
     await engine.start()
@@ -135,6 +141,7 @@ async def test_each_request_gets_its_adapter_and_is_told_which(world: World, tmp
         assert answers[1]["citrate"] == {
             "base_model": "embedded",
             "base_model_id": BaseModel.load().base_model_id.hex(),
+            "source": "chain",
             "adapter_id": one,
             "adapter_name": "one",
             "version": 1,
@@ -156,8 +163,14 @@ async def test_every_request_leaves_a_line_that_says_what_produced_which_text(
     (line,) = (tmp_path / "record.jsonl").read_text().splitlines()
     record = json.loads(line)
     text = answer["choices"][0]["text"]
-    assert record["completion_sha256"] == hashlib.sha256(text.encode()).hexdigest()
-    assert (record["id"], record["seed"], record["finish_reason"]) == (answer["id"], 7, "length")
+    assert record["choices"] == [
+        {
+            "completion_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "completion_tokens": 12,
+            "finish_reason": "length",
+        }
+    ]
+    assert (record["id"], record["seed"], record["ended"]) == (answer["id"], 7, "done")
     assert record["weights_hash"] == strong(1).digest().hex()
     assert "import os" not in line
 
@@ -203,6 +216,98 @@ async def test_a_stop_text_ends_the_answer_before_it(world: World, tmp_path: Pat
         "logprobs": None,
         "finish_reason": "stop",
     }
+
+
+async def test_several_choices_with_probabilities_and_the_prompt_before_them(
+    world: World, tmp_path: Path
+) -> None:
+    async with serving(world, tmp_path) as (client, _):
+        asked = {"n": 3, "logprobs": 2, "echo": True, "temperature": 1.0, "seed": 5, "max_tokens": 6}
+        answer = await complete(client, world.ids["one"], **asked)
+        alone = await complete(client, world.ids["one"], **{**asked, "n": 1, "seed": 6})
+        greedy = await complete(client, world.ids["one"], logprobs=1)
+        scored = await complete(client, world.ids["one"], echo=True, logprobs=0, max_tokens=0)
+        streamed: list[dict[str, Any]] = [{"text": "", "tokens": []} for _ in range(3)]
+        body = {"model": world.ids["one"], "prompt": "import os\n", **asked, "stream": True}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("data: {"):
+                    (choice,) = json.loads(line[6:])["choices"]
+                    streamed[choice["index"]]["text"] += choice["text"]
+                    streamed[choice["index"]]["tokens"] += choice["logprobs"]["tokens"]
+    choices = answer["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2]
+    assert len({choice["text"] for choice in choices}) == 3
+    assert choices[1]["text"] == alone["choices"][0]["text"]
+    assert choices[1]["logprobs"]["tokens"] == alone["choices"][0]["logprobs"]["tokens"]
+    assert answer["usage"] == {"prompt_tokens": 10, "completion_tokens": 18, "total_tokens": 28}
+    for choice, parts in zip(choices, streamed, strict=True):
+        told = choice["logprobs"]
+        assert choice["text"].startswith("import os\n")
+        assert {len(told[name]) for name in told} == {16}
+        assert (told["token_logprobs"][0], told["top_logprobs"][0]) == (None, None)
+        assert told["text_offset"][:10] == list(range(10))
+        assert all(value < 0 for value in told["token_logprobs"][1:])
+        assert parts == {"text": choice["text"], "tokens": told["tokens"]}
+    told = greedy["choices"][0]["logprobs"]  # the likeliest token is the one that is taken
+    assert [list(each.items()) for each in told["top_logprobs"]] == [
+        [pair] for pair in zip(told["tokens"], told["token_logprobs"], strict=True)
+    ]
+    (only,) = scored["choices"]
+    assert (only["text"], only["finish_reason"], scored["usage"]["completion_tokens"]) == (
+        "import os\n",
+        "length",
+        0,
+    )
+    assert only["logprobs"]["token_logprobs"] == pytest.approx(
+        choices[0]["logprobs"]["token_logprobs"][:10], abs=1e-4
+    )
+
+
+async def test_the_tokens_of_a_stop_text_are_not_told(world: World, tmp_path: Path) -> None:
+    async with serving(world, tmp_path) as (client, _):
+        whole = (await complete(client, "embedded"))["choices"][0]["text"]
+        stop = whole[4:7]
+        (choice,) = (await complete(client, "embedded", stop=stop, logprobs=0))["choices"]
+    assert choice["text"] == whole[: whole.index(stop)]
+    assert "".join(choice["logprobs"]["tokens"]) == choice["text"]
+
+
+async def test_a_local_folder_is_served_by_its_name_and_called_unverified(
+    world: World, tmp_path: Path
+) -> None:
+    """It is read again when it was trained again; nobody can name a folder that the config does not."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(strong(7).encode())
+    local = (LocalAdapter("mine", str(folder)), LocalAdapter("gone", str(tmp_path / "gone")))
+    keys = (
+        CallerKey("all", hashlib.sha256(b"all").hexdigest()),
+        CallerKey("few", hashlib.sha256(b"few").hexdigest(), (world.ids["one"],)),
+    )
+    async with serving(world, tmp_path, access=ServeAccess(keys=keys), local=local) as (client, _):
+        client.headers["Authorization"] = "Bearer all"
+        first = await complete(client, "local:mine")
+        (folder / "adapter_model.safetensors").write_bytes(strong(8).encode())
+        os.utime(folder / "adapter_model.safetensors", ns=(1, 1))
+        second = await complete(client, "local:mine")
+        refusals = [await refused(client, model=name) for name in ("local:other", str(folder), "local:gone")]
+        client.headers["Authorization"] = "Bearer few"
+        refusals.append(await refused(client, model="local:mine"))
+    facts = first["citrate"]
+    assert (facts["source"], facts["adapter_id"], facts["version"]) == ("unverified-local", None, None)
+    assert (facts["adapter_name"], facts["weights_hash"]) == ("mine", strong(7).digest().hex())
+    assert second["citrate"]["weights_hash"] == strong(8).digest().hex()
+    assert first["choices"][0]["text"] != second["choices"][0]["text"]
+    assert [(status, error["code"]) for status, error in refusals] == [
+        (404, "model_not_found"),
+        (404, "model_not_found"),
+        (400, "adapter_refused"),
+        (403, "adapter_not_allowed"),
+    ]
+    assert str(tmp_path) not in refusals[2][1]["message"]
+    records = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
+    assert [record["source"] for record in records] == ["unverified-local"] * 2
 
 
 async def test_what_the_chain_does_not_confirm_is_not_loaded(world: World, tmp_path: Path) -> None:
@@ -306,7 +411,7 @@ async def test_a_caller_who_goes_away_frees_the_place(world: World, tmp_path: Pa
             await asyncio.sleep(0.01)
         await complete(client, "embedded")
     records = [json.loads(line) for line in (tmp_path / "record.jsonl").read_text().splitlines()]
-    assert [record["finish_reason"] for record in records] == ["cancelled", "length"]
+    assert [record["ended"] for record in records] == ["cancelled", "done"]
     assert records[0]["completion_tokens"] < 256
 
 
@@ -320,11 +425,14 @@ asked = dict(model=model, prompt="import os\\n", max_tokens=8, temperature=0)
 whole = client.completions.create(**asked)
 parts = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
 errors = []
-for change in ({"model": "gpt-4"}, {"n": 2}):
+for change in ({"model": "gpt-4"}, {"suffix": "x"}):
     try:
         client.completions.create(**{**asked, **change})
     except (BadRequestError, NotFoundError) as error:
         errors.append([error.status_code, error.param])
+two = client.completions.create(**asked, n=2, logprobs=1, echo=True)
+assert [len(choice.logprobs.tokens) for choice in two.choices] == [18, 18]
+assert two.choices[1].text.startswith("import os")
 models = [model.id for model in client.models.list()]
 print(json.dumps([whole.choices[0].text == "".join(parts), whole.usage.total_tokens, models, errors]))
 """
@@ -341,7 +449,12 @@ async def test_openais_own_client_completes_streams_lists_and_understands_errors
         command = [OPENAI_PYTHON, "-c", OPENAI_PROGRAM, f"{client.base_url}/v1", world.ids["one"]]
         process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
         out, _ = await asyncio.wait_for(process.communicate(), 60)
-    assert json.loads(out) == [True, 18, ["embedded", f"{world.ids['one']}@1"], [[404, "model"], [400, "n"]]]
+    assert json.loads(out) == [
+        True,
+        18,
+        ["embedded", f"{world.ids['one']}@1"],
+        [[404, "model"], [400, "suffix"]],
+    ]
 
 
 def test_the_documented_configuration_is_the_default_one(tmp_path: Path) -> None:
@@ -357,8 +470,18 @@ def test_the_documented_configuration_is_the_default_one(tmp_path: Path) -> None
         ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": "\ud800"}, "prompt"),
         ({"model": 3}, "model"),
-        ({"n": 2}, "n"),
-        ({"logprobs": 1}, "logprobs"),
+        ({"n": 9}, "n"),
+        ({"n": 0}, "n"),
+        ({"n": True}, "n"),
+        ({"n": 2, "best_of": 3}, "best_of"),
+        ({"logprobs": 6}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"echo": 1}, "echo"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"stream": "yes"}, "stream"),
+        ({"suffix": "x"}, "suffix"),
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"frequency_penalty": 0.5}, "frequency_penalty"),
         ({"colour": "red"}, "colour"),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
@@ -371,7 +494,7 @@ def test_the_documented_configuration_is_the_default_one(tmp_path: Path) -> None
 )
 def test_a_parameter_that_is_wrong_is_named(body: dict[str, object], param: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_completion({"model": "embedded", "prompt": "x", **body}, 10)
+        parse_completion({"model": "embedded", "prompt": "x", **body}, ServeLimits(tokens_max=10))
     assert (caught.value.status, caught.value.body["error"]["param"]) == (400, param)
 
 
@@ -384,6 +507,13 @@ def test_a_parameter_that_is_wrong_is_named(body: dict[str, object], param: str)
         ("[access]\ncreators = ['0x12']", "is no address"),
         ("[[access.keys]]\nname = 'a'\nsha256 = 'the key itself'", "64 hex digits"),
         ("[server", "cannot read"),
+        ("[stores]\ngateways = ['ipfs.io']", "stores"),
+        ("[[local]]\nname = 'a b'\nfolder = 'x'", "is no name"),
+        ("[[local]]\nname = 'a'\nfolder = 'x'\n" * 2, "two local folders have the name a"),
+        (
+            f"[[access.keys]]\nname = 'a'\nsha256 = '{'0' * 64}'\nadapters = ['local:b']",
+            "no .*local.* has that name",
+        ),
     ],
 )
 def test_a_config_that_is_wrong_names_the_key(tmp_path: Path, text: str, said: str) -> None:

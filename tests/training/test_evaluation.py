@@ -100,7 +100,6 @@ def test_the_figures_go_into_provenance_and_card(copies: tuple[Path, Path], base
 
 
 def test_a_base_in_four_bits_is_measured_as_such(good: Path, base: BaseModel) -> None:
-    pytest.importorskip("bitsandbytes")
     (plain,) = evaluate([good], base, EvaluationSettings((SOURCE,)))
     (small,) = evaluate([good], base, EvaluationSettings((SOURCE,), quantization="nf4"))
     assert small.facts(None).quantization == "nf4"

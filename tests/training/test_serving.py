@@ -14,9 +14,9 @@ from citrate_node.training.serving import (
     BASE_KEY,
     BatchedGenerator,
     Generation,
-    TextStream,
-    TokenText,
+    Scored,
 )
+from citrate_node.training.serving_text import TextStream, TokenNames, TokenText
 from citrate_node.training.settings import ALL_LINEAR, LoraSettings
 
 
@@ -182,20 +182,70 @@ def test_a_base_with_learnt_positions_is_served_as_well(tmp_path: Path) -> None:
 
 
 def test_a_base_whose_past_cannot_be_joined_is_refused_by_name(tmp_path: Path) -> None:
-    from transformers import MistralConfig, MistralForCausalLM
+    """Mamba keeps a state instead of keys and values."""
+    from transformers import MambaConfig, MambaForCausalLM
 
-    config = MistralConfig(
-        vocab_size=256,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=4,
-    )
-    MistralForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(ServiceError, match="DynamicSlidingWindowLayer"):
+    config = MambaConfig(vocab_size=256, hidden_size=32, state_size=4, num_hidden_layers=1)
+    MambaForCausalLM(config).save_pretrained(tmp_path)
+    with pytest.raises(ServiceError, match="rows of such cannot be joined"):
         BatchedGenerator(BaseModel.load(str(tmp_path))).admit(request(BASE_KEY, b"x"))
+
+
+def test_choices_of_one_prompt_are_what_each_gives_alone(generator: BatchedGenerator) -> None:
+    """The prompt is read once; afterwards each has its own seed, and may end before the others."""
+
+    def drawn(seeds: tuple[int, ...]) -> list[list[int]]:
+        wanted = [request("all", b"def ", 8 + seed, temperature=0.9, top_p=0.9, seed=seed) for seed in seeds]
+        generator.admit(*wanted)
+        while generator.busy:
+            generator.step()
+        return [each.tokens for each in wanted]
+
+    together = drawn((1, 2, 3))
+    assert together == [*drawn((1,)), *drawn((2,)), *drawn((3,))]
+    assert len({tuple(tokens[:8]) for tokens in together}) == 3
+
+
+def test_probabilities_are_those_of_one_pass_over_prompt_and_answer(
+    base: BaseModel, adapters: dict[str, AdapterWeights], generator: BatchedGenerator
+) -> None:
+    """Another implementation as the oracle: PEFT, without a cache, in one pass."""
+    import torch
+
+    from citrate_node.training.lora import LoraTrainer
+
+    told: list[Scored] = []
+
+    def on_token(scored: Scored) -> bool:
+        told.append(scored)
+        return False
+
+    prompt = b"import os\n"
+    wanted = request("all", prompt, 6, likeliest=2, on_prompt=told.extend, on_token=on_token, seed=3)
+    wanted.temperature = 0.7
+    run(generator, [request("few", b"x", 9), wanted])
+    config = adapters["all"].config
+    trainer = LoraTrainer(base, LoraSettings(config.rank, config.alpha, config.targets))
+    trainer.load(adapters["all"].tensors())
+    tokens = [*prompt, *wanted.tokens]
+    with torch.no_grad():
+        logprobs = trainer.model.eval()(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    assert [each.token for each in told] == tokens
+    assert (told[0].logprob, told[0].likeliest) == (None, ())
+    for place, each in enumerate(told[1:]):
+        row = logprobs[place]
+        assert each.logprob == pytest.approx(float(row[tokens[place + 1]]), abs=1e-4)
+        values = [value for _, value in each.likeliest]
+        assert values == pytest.approx(row.topk(2).values.tolist(), abs=1e-4)
+
+
+def test_a_prompt_is_scored_without_writing_anything(generator: BatchedGenerator) -> None:
+    told: list[Scored] = []
+    ends: list[str] = []
+    generator.admit(request("few", b"abc", 0, likeliest=0, on_prompt=told.extend, on_end=ends.append))
+    assert (generator.busy, ends) == (0, ["length"])
+    assert [(each.token, each.likeliest) for each in told] == [(97, ()), (98, ()), (99, ())]
+    assert all(each.logprob is not None and each.logprob < 0 for each in told[1:])
 
 
 def test_pieces_of_text_hold_no_half_characters_and_end_at_a_stop_text(base: BaseModel) -> None:
@@ -207,3 +257,21 @@ def test_pieces_of_text_hold_no_half_characters_and_end_at_a_stop_text(base: Bas
     rest = TextStream(TokenText(base), ["END"])
     assert [rest.push(byte)[0] for byte in b"xEN"] == ["x", "", ""]
     assert rest.rest() == "EN"
+
+
+def test_tokens_are_named_by_what_they_add_to_the_text(base: BaseModel) -> None:
+    """Parts of a character by their byte; the places are those of the characters."""
+    names = TokenNames(TokenText(base))
+    text = "né🍋x"
+    found = [names.push(byte) for byte in text.encode()]
+    assert found == [
+        ("n", 0),
+        ("bytes:\\xc3", 1),
+        ("é", 1),
+        ("bytes:\\xf0", 2),
+        ("bytes:\\x9f", 2),
+        ("bytes:\\x8d", 2),
+        ("🍋", 2),
+        ("x", 3),
+    ]
+    assert names.of(ord("y")) == "y"

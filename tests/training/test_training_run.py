@@ -275,7 +275,6 @@ def test_other_variants_are_folders_for_peft_and_refused_by_name(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_qlora_trains_beside_a_base_in_four_bits(tmp_path: Path, data: str, dtype: Any) -> None:
-    pytest.importorskip("bitsandbytes")
     import torch
 
     base = llama(tmp_path / "base")

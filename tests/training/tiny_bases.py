@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.byte_tokenizer import tokenizer_description
@@ -13,6 +14,18 @@ TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+
+
+_LLAMA_SHAPE: dict[str, Any] = {
+    "vocab_size": 260,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 128,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 
 
 def gpt2(folder: Path) -> BaseModel:
@@ -36,6 +49,58 @@ def llama(folder: Path) -> BaseModel:
         max_position_embeddings=128,
     )
     return _save(LlamaForCausalLM(config), folder)
+
+
+def mistral(folder: Path) -> BaseModel:
+    """Two query heads share one head of keys; no token attends further back than the window."""
+    from transformers import MistralConfig, MistralForCausalLM
+
+    config = MistralConfig(num_key_value_heads=1, sliding_window=8, **_LLAMA_SHAPE)
+    return _save(MistralForCausalLM(config), folder)
+
+
+def qwen2(folder: Path) -> BaseModel:
+    """Projections of queries, keys and values have biases."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(num_key_value_heads=1, tie_word_embeddings=True, **_LLAMA_SHAPE)
+    return _save(Qwen2ForCausalLM(config), folder)
+
+
+def opt(folder: Path) -> BaseModel:
+    """Learnt positions, and layers around the decoder where its width is not the embedding's."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        vocab_size=260,
+        hidden_size=32,
+        word_embed_proj_dim=16,
+        ffn_dim=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=256,
+    )
+    return _save(OPTForCausalLM(config), folder)
+
+
+def gpt_neox(folder: Path) -> BaseModel:
+    """Fused projections in an ordinary linear layer, rotary positions on a part of each head."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    config = GPTNeoXConfig(
+        vocab_size=260,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    return _save(GPTNeoXForCausalLM(config), folder)
 
 
 def bert(folder: Path, with_head: bool = True) -> BaseModel:
