@@ -31,16 +31,15 @@ class TokenText:
     def decode(self, tokens: Sequence[int]) -> str:
         """Bytes that are no whole character become U+FFFD."""
         if self._base.byte_level:
-            return bytes(tokens).decode("utf-8", errors="replace")
+            # a vocabulary may be larger than the tokenizer's: what is no byte is no text
+            return bytes(token for token in tokens if token < 256).decode("utf-8", errors="replace")
         return str(self._load().decode(tokens, skip_special_tokens=True))
 
     def name(self, token: int) -> str:
         """Of a token that is no text by itself: its byte, or what the tokenizer calls it."""
-        return (
-            f"bytes:\\x{token:02x}"
-            if self._base.byte_level
-            else str(self._load().convert_ids_to_tokens(token))
-        )
+        if not self._base.byte_level:
+            return str(self._load().convert_ids_to_tokens(token))
+        return f"bytes:\\x{token:02x}" if token < 256 else f"token:{token}"
 
     def _load(self) -> Any:
         if self._tokenizer is None:

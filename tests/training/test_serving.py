@@ -275,3 +275,4 @@ def test_tokens_are_named_by_what_they_add_to_the_text(base: BaseModel) -> None:
         ("x", 3),
     ]
     assert names.of(ord("y")) == "y"
+    assert names.push(5000) == ("token:5000", 4)  # a vocabulary may be larger than the tokenizer's
