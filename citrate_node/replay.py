@@ -100,12 +100,27 @@ def recorded_genesis(recording: Recording) -> NetworkState:
 
 def replay_checkpoint(recording: Recording, state: NetworkState, number: int) -> Outcome:
     """One checkpoint again, from its recorded inputs. Raises ReplayDifference naming the first difference."""
+    return replay_inputs(state, *recorded_inputs(recording, state, number))
+
+
+def recorded_inputs(
+    recording: Recording, state: NetworkState, number: int
+) -> tuple[CheckpointRecord, CheckpointInputs]:
+    """A recorded checkpoint's record, and what it was computed from, checked against the state before it.
+
+    Raises ReplayDifference where a message or delta is missing or is not what was signed.
+    """
     recorded = recording.checkpoint(number)
     try:
         record = decode_record(recorded.record)
     except EncodingError as error:
         raise ReplayDifference(f"checkpoint {number}: record: {error}") from None
-    inputs = _inputs(recording, state, number, record, recorded)
+    return record, _inputs(recording, state, number, record, recorded)
+
+
+def replay_inputs(state: NetworkState, record: CheckpointRecord, inputs: CheckpointInputs) -> Outcome:
+    """Compute a record again. Raises ReplayDifference naming the first field that differs."""
+    number = state.next_number
     try:
         outcome = process_checkpoint(state, inputs)
     except Rejection as rejection:
