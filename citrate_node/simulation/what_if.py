@@ -159,8 +159,7 @@ def _genesis(recorded: NetworkState, preset: Preset) -> NetworkState:
         )
         for row in recorded.reputations
     )
-    bar = -preset.accuracy_drop_ppm_max
-    return replace(recorded, preset=preset, reputations=rows, accuracy_bar_ppm=bar)
+    return replace(recorded, preset=preset, reputations=rows)
 
 
 def _as_drawn(state: NetworkState, recorded: NetworkState, preset: Preset) -> _AsDrawn:
