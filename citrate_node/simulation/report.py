@@ -94,7 +94,8 @@ def _facts(runs: Sequence[Run]) -> dict[str, Any]:
         "options": {
             key: _plain(value)
             for key, value in first.options.items()
-            if key not in ("preset", "question", "scenario", "seed", "source") and value not in ([], None, {})
+            if key not in ("preset", "question", "scenario", "variant", "seed", "source")
+            and value not in ([], None, {})
         },
         "preset": preset if isinstance(preset, dict) else {},
         "preset_order": [f.name for f in fields(Preset)],
@@ -118,11 +119,9 @@ def figure_text(name: str, figure: Interval) -> str:
 
 
 def _verdicts(run: Run) -> list[str]:
-    """What a scenario's expectations came to, where its result says so."""
-    failures = run.result.get("failures", [])
-    if failures:
-        return [f"did not pass: {failure}" for failure in failures]
-    return ["passed"] if run.result.get("passed") else []
+    """What came of the scenario's expectations; nothing where it has none."""
+    failures = [f"did not pass: {failure}" for failure in run.result.get("failures", [])]
+    return failures or ["passed"] * bool(run.options.get("pass"))
 
 
 def _outcomes(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:

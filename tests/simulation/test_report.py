@@ -113,6 +113,16 @@ def test_a_text_of_the_scenario_cannot_become_markup(seeds: Path) -> None:
     assert "<script>alert(1)</script>" in page.text
 
 
+def test_a_run_that_was_no_pass_says_why(seeds: Path) -> None:
+    run = read_runs(seeds)[0]
+    failed = {**run.result, "failures": ["loss is 0.09, a pass is below 0.05"]}
+    asked = {**run.options, "pass": {"loss_below": 0.05}}
+    assert "did not pass: loss is 0.09" in Page(report_html([Run(run.folder, asked, failed)])).text
+    passed = Page(report_html([Run(run.folder, asked, {**run.result, "failures": []})])).text
+    assert "did not pass" not in passed
+    assert "passed" in passed
+
+
 def small_run(folder: Path, rows: list[CheckpointRow], nodes: list[NodeRow]) -> Run:
     with MetricsWriter(folder) as metrics:
         for row in rows:
