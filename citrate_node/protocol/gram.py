@@ -4,9 +4,11 @@ Pure. (B R, R^-1 A) is the same adapter as (B, A) for every invertible R, so dis
 nothing; <dW_i, dW_j> = sum((B_i' B_j) * (A_i A_j')) is that of the updates themselves, and no out x in matrix
 is ever formed. Called by rules.py and by whoever looks for copies.
 
-How it is exact: factors are rounded to 20 bits, each column or row by its own power of two, and the products
-of such integers are summed by float64 matrix products in runs so short that no sum passes 2**53. Nothing is
-rounded there, so every machine, BLAS and number of threads gives the same integers.
+How it is exact: where both factors move, they are rounded to 20 bits, each column or row by its own power of
+two, and multiplied as whole numbers (exact_products.py). Where one moves, its values are turned by a root of
+the metric that the other one is, exactly, and rounded once (metrics.py); then the inner products are those of
+plain vectors of small whole numbers. Nothing else is rounded, so every machine, BLAS and number of threads
+gives the same integers.
 """
 
 from __future__ import annotations
@@ -22,32 +24,19 @@ import numpy.typing as npt
 from .adapter import AdapterWeights, factor_names, module_path
 from .codecs import Codec, check_delta, unwrap_payload
 from .codecs.base import RANGE_STEP
-from .tensors import DELTA_BITS, WEIGHT_BITS, Factor, Float64Array, FormatError, Int64Array, Manifest
-
-FACTOR_BITS = 20
-"""To which factors are rounded, relative to the largest value of a column: an error below a millionth."""
-
-TURNED_BITS = 24
-"""To which a moving factor is rounded after it has been weighted by the one that stands still."""
+from .codecs.int8 import Int8
+from .exact_products import FACTOR_BITS, exact_product, rounded
+from .metrics import Metrics, int8_products
+from .tensors import DELTA_BITS, WEIGHT_BITS, Factor, FormatError, Int64Array, Manifest
 
 PRODUCT_BITS = 24
 """To which B'B and AA' are brought before they are multiplied and summed over at most 2**14 pairs."""
-
-PART_VALUES_MAX = 1 << 18
-"""Values of one update whose products of 24 and 20 bits a 64-bit integer sums without overflow."""
 
 PART_BITS = 52
 """To which a module's matrix is brought, so that the sum over at most 1,024 modules fits 63 bits."""
 
 _NOTHING = -(1 << 40)
 """The exponent of an update that is zero so far: below every other."""
-
-TILE = 32
-"""Rows and columns multiplied at a time."""
-
-MULTIPLICATIONS_MAX = 1 << 18
-"""Up to here OpenBLAS stays in the calling thread. Above, it waits for all of its threads after each of these
-short products: on a machine with other work that took a thousand times as long."""
 
 WINDOW_VALUES = 1 << 22
 """Decoded values held at once, over all updates: 32 MiB as int64."""
@@ -99,15 +88,29 @@ def gram_of_deltas(parent: AdapterWeights, manifest: Manifest, deltas: Sequence[
     """
     for data in deltas:
         check_delta(data, codec, manifest)
+    return gram_of_checked_deltas(parent, manifest, deltas, codec)
+
+
+def gram_of_checked_deltas(
+    parent: AdapterWeights, manifest: Manifest, deltas: Sequence[bytes], codec: Codec
+) -> Gram:
+    """gram_of_deltas for files that check_delta has taken."""
     payloads = [unwrap_payload(data, codec, manifest) for data in deltas]
     factors: set[Factor] = {spec.factor for spec in manifest.specs}
     total = _Total(len(deltas))
     if len(factors) == 1:
         side = factors.pop()
-        metrics = {spec.name: _metric(parent, spec.name, side) for spec in manifest.specs}
-        for name, moved in _windows(manifest, payloads, codec):
-            # rows are atoms in both cases: (K, rank, features)
-            total.add_one_factor(moved.transpose(0, 2, 1) if side == "lora_B" else moved, *metrics[name])
+        metrics = Metrics.of(parent, manifest, side)
+        if isinstance(codec, Int8) and side == "lora_B":
+            compiled = int8_products(metrics, manifest, payloads, codec)
+            if compiled is not None:
+                total.add(*compiled)
+                return total.gram()
+        for index, (_, moved) in enumerate(_windows(manifest, payloads, codec)):
+            # a row holds the values of one atom, one after the other: (K, features, rank)
+            rows = moved if side == "lora_B" else moved.transpose(0, 2, 1)
+            turned, exponents = metrics.turned(index, rows)
+            total.add(exact_product(turned, turned.T, FACTOR_BITS), exponents)
         return total.gram()
     if manifest != parent.manifest:
         raise FormatError("manifest_subset", "either one factor moves, or all tensors do")
@@ -140,36 +143,22 @@ class _Total:
     update is as exact as its own size allows: nobody can drown the others by sending something huge."""
 
     def __init__(self, count: int) -> None:
-        self.values = np.zeros((count, count), dtype=np.int64)
-        self.exponents = np.full(count, _NOTHING)
+        self.count = count
+        self.parts: list[Int64Array] = []
+        self.exponents: list[Int64Array] = []
 
-    def add_one_factor(self, moved: Int64Array, metric: Float64Array, metric_exponent: int) -> None:
-        """moved int64 (K, rank, features); metric float64 (rank, rank), integers of 20 bits."""
-        if moved.shape[1] * moved.shape[2] > PART_VALUES_MAX and moved.shape[2] > 1:
-            middle = moved.shape[2] // 2
-            self.add_one_factor(moved[:, :, :middle], metric, metric_exponent)
-            self.add_one_factor(moved[:, :, middle:], metric, metric_exponent)
-            return
-        vectors, exponents = _rounded(moved.reshape(len(moved), -1).astype(np.float64), FACTOR_BITS)
-        turned = np.empty(moved.shape)
-        step = max(MULTIPLICATIONS_MAX // metric.size, 1)
-        for start in range(0, moved.shape[2], step):
-            # sums of at most 2**6 products of 40 bits: exact
-            part = vectors.reshape(moved.shape)[:, :, start : start + step]
-            np.matmul(metric, part, out=turned[:, :, start : start + step])
-        turned, common = _rounded(turned.reshape(1, -1), TURNED_BITS)
-        products = _exact_product(turned.reshape(vectors.shape), vectors.T, TURNED_BITS)
-        # the metric is symmetric, so these are but for the rounding of `turned`; the sum of both is exactly
-        products, shift = _shortened(products, 61)
-        self._add(products + products.T, exponents, metric_exponent + int(common[0]) + shift - 1)
+    def add(self, part: Int64Array, exponents: Int64Array) -> None:
+        """part int64 (K, K), i, j in units of 2**(exponents i + exponents j); or several of both."""
+        self.parts.extend(part.reshape(-1, self.count, self.count))
+        self.exponents.extend(exponents.reshape(-1, self.count))
 
     def add_products(self, pairs: Sequence[Pair]) -> None:
         """One module's K updates as factors; their ranks may differ."""
         ranks = [lora_b.shape[1] for lora_b, _ in pairs]
-        columns, up = _rounded(np.concatenate([b.T for b, _ in pairs]).astype(np.float64), FACTOR_BITS)
-        rows, down = _rounded(np.concatenate([a for _, a in pairs]).astype(np.float64), FACTOR_BITS)
-        inner, inner_shifts = _normalized(_exact_product(columns, columns.T, FACTOR_BITS), PRODUCT_BITS)
-        outer, outer_shifts = _normalized(_exact_product(rows, rows.T, FACTOR_BITS), PRODUCT_BITS)
+        columns, up = rounded(np.concatenate([b.T for b, _ in pairs]).astype(np.float64), FACTOR_BITS)
+        rows, down = rounded(np.concatenate([a for _, a in pairs]).astype(np.float64), FACTOR_BITS)
+        inner, inner_shifts = _normalized(exact_product(columns, columns.T, FACTOR_BITS), PRODUCT_BITS)
+        outer, outer_shifts = _normalized(exact_product(rows, rows.T, FACTOR_BITS), PRODUCT_BITS)
         atoms = up + down + inner_shifts + outer_shifts
         atoms[(np.diag(inner) == 0) | (np.diag(outer) == 0)] = _NOTHING
         starts = np.concatenate([[0], np.cumsum(ranks)[:-1]])
@@ -177,64 +166,29 @@ class _Total:
         lowered = np.repeat(exponents, ranks) - atoms
         products = _lowered(inner * outer, lowered)
         summed = np.add.reduceat(np.add.reduceat(products, starts, axis=0), starts, axis=1)
-        self._add(summed, exponents, 0)
-
-    def _add(self, part: Int64Array, exponents: Int64Array, shift: int) -> None:
-        """part i, j in units of 2**(exponent i + exponent j + shift)."""
-        if shift % 2:
-            part, shift = part >> 1, shift + 1
-        part, shifts = _normalized(part, PART_BITS)
-        exponents = exponents + shift // 2 + shifts
-        exponents[np.diag(part) == 0] = _NOTHING
-        common = np.maximum(self.exponents, exponents)
-        self.values = _lowered(self.values, common - self.exponents) + _lowered(part, common - exponents)
-        self.exponents = common
+        part, shifts = _normalized(summed, PART_BITS)
+        self.add(part, exponents + shifts)
 
     def gram(self) -> Gram:
-        """In the smallest unit of all, as Python integers: they may need more than 64 bits."""
-        used = self.exponents[self.exponents != _NOTHING]
+        """In the smallest unit of all, as Python integers: they may need more than 64 bits.
+
+        Every part is first brought, rounding down, to the unit of the largest part of its updates; the sums
+        of 2**36 values fit.
+        """
+        parts, exponents = np.array(self.parts), np.array(self.exponents)
+        exponents = np.where(np.diagonal(parts, axis1=1, axis2=2) == 0, _NOTHING, exponents)
+        common = exponents.max(axis=0)
+        below = np.minimum(common - exponents, 63)
+        parts >>= np.minimum(below[:, :, None] + below[:, None, :], 63)
+        used = common[common != _NOTHING]
         least = int(used.min()) if used.size else 0
-        shifts = [max(int(exponent) - least, 0) for exponent in self.exponents]
-        values = self.values.tolist()
+        shifts = [max(int(exponent) - least, 0) for exponent in common]
         return Gram(
             tuple(
                 tuple(value << (shifts[i] + shifts[j]) for j, value in enumerate(row))
-                for i, row in enumerate(values)
+                for i, row in enumerate(parts.sum(axis=0).tolist())
             )
         )
-
-
-def _rounded(rows: Float64Array, bits: int) -> tuple[Float64Array, Int64Array]:
-    """Each row as integers of at most `bits` bits, and the exponents of their units.
-
-    Exact and the same everywhere: powers of two, and rint of numbers far below 2**53.
-    """
-    largest = np.maximum(rows.max(axis=1, initial=0.0), -rows.min(axis=1, initial=0.0))
-    exponents = np.frexp(largest)[1].astype(np.int64) - bits
-    scaled = rows * np.ldexp(1.0, -exponents.astype(np.int32))[:, None]
-    return np.rint(scaled, out=scaled), exponents
-
-
-def _exact_product(left: Float64Array, right: Float64Array, bits: int) -> Int64Array:
-    """left @ right of integers of at most `bits` and 20 bits, in runs whose sums float64 holds."""
-    height, length = left.shape
-    width = right.shape[1]
-    total = np.zeros((height, width), dtype=np.int64)
-    for top in range(0, height, TILE):
-        for edge in range(0, width, TILE):
-            tile = total[top : top + TILE, edge : edge + TILE]
-            run = min(1 << (53 - bits - FACTOR_BITS), MULTIPLICATIONS_MAX // tile.size)
-            for start in range(0, length, run):
-                rows = left[top : top + TILE, start : start + run]
-                tile += (rows @ right[start : start + run, edge : edge + TILE]).astype(np.int64)
-    return total
-
-
-def _shortened(values: Int64Array, bits: int) -> tuple[Int64Array, int]:
-    """values >> shift with the least shift that leaves `bits` bits; and the shift."""
-    shift = max(int(np.abs(values).max(initial=0)).bit_length() - bits, 0)
-    shortened: Int64Array = values >> shift
-    return shortened, shift
 
 
 def _normalized(values: Int64Array, bits: int) -> tuple[Int64Array, Int64Array]:
@@ -255,17 +209,6 @@ def _lowered(values: Int64Array, shifts: Int64Array) -> Int64Array:
     """Entry i, j shifted down by shifts i + shifts j."""
     lowered: Int64Array = values >> np.minimum(shifts[:, None] + shifts[None, :], 63)
     return lowered
-
-
-def _metric(parent: AdapterWeights, name: str, side: Factor) -> tuple[Float64Array, int]:
-    """A A' or B' B of the factor that stands still, (rank, rank) integers of 20 bits, and their exponent."""
-    name_a, name_b = factor_names(module_path(name))
-    still = parent.integers()[name_a] if side == "lora_B" else parent.integers()[name_b].T
-    flat, exponents = _rounded(still.reshape(1, -1).astype(np.float64), FACTOR_BITS)
-    atoms = flat.reshape(still.shape)
-    exact = _exact_product(atoms, atoms.T, FACTOR_BITS)
-    product, more = _rounded(exact.reshape(1, -1).astype(np.float64), FACTOR_BITS)
-    return product.reshape(len(atoms), len(atoms)), int(2 * exponents[0] + more[0])
 
 
 def _windows(

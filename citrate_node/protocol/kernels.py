@@ -1,7 +1,7 @@
 """Decides between numpy and the compiled kernels; both give the same bytes.
 
 Pure. numba costs a second to load and to compile, so vectors that numpy handles in milliseconds never
-wait for it, and an installation without numba works, only slower. Called by codecs and aggregation.
+wait for it, and an installation without numba works, only slower. Called by codecs, aggregation and metrics.
 """
 
 from __future__ import annotations
@@ -16,12 +16,17 @@ KERNEL_VALUES_MIN = 1 << 20
 
 def kernels_for(count: int) -> ModuleType | None:
     """The compiled kernels, when there are so many values that they pay, and numba is installed."""
-    return _load() if count >= KERNEL_VALUES_MIN else None
+    return _load("kernels_numba") if count >= KERNEL_VALUES_MIN else None
+
+
+def gram_kernels_for(count: int) -> ModuleType | None:
+    """Those of inner products, likewise."""
+    return _load("kernels_gram") if count >= KERNEL_VALUES_MIN else None
 
 
 @functools.cache
-def _load() -> ModuleType | None:
+def _load(name: str) -> ModuleType | None:
     try:
-        return importlib.import_module(".kernels_numba", __package__)
+        return importlib.import_module(f".{name}", __package__)
     except ImportError:
         return None

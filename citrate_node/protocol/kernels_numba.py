@@ -79,6 +79,19 @@ def _is_canonical(scale: Any, most: Any, least: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
+def int8_check(scales: Any, codes: Any) -> bool:
+    """int8._check_blocks for int8 (blocks, 256); False when a block is not canonical."""
+    for row in range(codes.shape[0]):
+        most = least = np.int8(0)
+        for i in range(256):
+            most = max(most, codes[row, i])
+            least = min(least, codes[row, i])
+        if not _is_canonical(scales[row], most, least):
+            return False
+    return True
+
+
+@njit(nogil=True, error_model="numpy")
 def int8_add_pair(
     scales_a: Any,
     codes_a: Any,

@@ -26,7 +26,7 @@ from .adapter import AdapterWeights
 from .aggregation import WEIGHT_SUM_BITS, add_average, integer_weights, weighted_sum
 from .codecs import Codec, check_delta, unwrap_payload
 from .codecs.base import RANGE_STEP, ranges
-from .gram import Gram, gram_of_deltas
+from .gram import Gram, gram_of_checked_deltas
 from .tensors import Int64Array, Manifest, divide_toward_zero
 
 RULE_WEIGHT_BITS = 24
@@ -88,7 +88,8 @@ class Deltas:
     def gram(self) -> Gram:
         """Computed once, however many rules ask."""
         if not self._gram:
-            self._gram.append(gram_of_deltas(self.parent, self.manifest, self.files, self.codec))
+            gram = gram_of_checked_deltas(self.parent, self.manifest, self.files, self.codec)
+            self._gram.append(gram)
         return self._gram[0]
 
 

@@ -116,18 +116,21 @@ def test_deltas_of_different_nodes_are_no_copies() -> None:
     assert [o.copy_of for o in outcome.aggregation.outcomes] == [None] * 4
 
 
-def test_the_matrix_that_decides_about_copies_is_pinned() -> None:
+def pinned_gram() -> dict[str, object]:
     """tests/vectors/gram.json: another implementation must come to these inner products."""
     state = network(4)
     files = [delta(state, 1), delta(state, 2, 0.02), encoded(state, values(state, 1) * -3)]
     gram = gram_of_deltas(state.weights, state.moving_manifest, files, state.codec)
-    found = {
+    return {
         "parent": state.weights.encode().hex(),
         "deltas": [file.hex() for file in files],
         "products": [[str(value) for value in row] for row in gram.rows],
         "cosines_ppm": [[gram.cosine_ppm(i, j) for j in range(3)] for i in range(3)],
     }
-    assert found == json.loads((VECTORS / "gram.json").read_text())
+
+
+def test_the_matrix_that_decides_about_copies_is_pinned() -> None:
+    assert pinned_gram() == json.loads((VECTORS / "gram.json").read_text())
 
 
 # ---------------------------------------------------------------- rules and outer step
@@ -304,3 +307,7 @@ def test_two_evaluations_do_not_say_who_is_right() -> None:
     state = network(3, MANY)
     outcome = checkpoint(state, {0: delta(state, 0)}, {(1, 0): -ONE_PPM})
     assert {row.credibility_ppm for row in outcome.state.reputations} == {MANY.credibility_initial_ppm}
+
+
+if __name__ == "__main__":
+    (VECTORS / "gram.json").write_text(json.dumps(pinned_gram(), indent=1) + "\n")

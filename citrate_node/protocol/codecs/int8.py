@@ -63,13 +63,19 @@ class Int8(Codec):
 
     def check(self, data: Payload, count: int) -> None:
         """Length, and the one spelling that the class describes."""
-        scales, codes = self._views(data, count)
-        for start, stop in ranges(0, count, CHUNK):
+        scales, codes = self.views(data, count)
+        kernels = kernels_for(count)
+        whole = 0  # values of whole blocks that the kernel has looked at
+        if kernels is not None:
+            whole = count - count % BLOCK
+            if not kernels.int8_check(scales, codes[:whole].reshape(-1, BLOCK)):
+                whole = 0  # numpy says where
+        for start, stop in ranges(whole, count, CHUNK):
             _check_blocks(scales[start // BLOCK : _blocks(stop)], codes[start:stop], start)
 
     def decode_range(self, data: Payload, count: int, start: int, stop: int) -> Int64Array:
         """codes * scale, in int64."""
-        scales, codes = self._views(data, count)
+        scales, codes = self.views(data, count)
         out = np.empty(stop - start, dtype=np.int64)
         kernels = kernels_for(count)
         whole = start
@@ -96,7 +102,7 @@ class Int8(Codec):
     ) -> None:
         """Tile by tile through all payloads, so that the accumulator passes through memory once."""
         kernels = kernels_for(count)
-        views = [(weight, *self._views(data, count)) for weight, data in entries]
+        views = [(weight, *self.views(data, count)) for weight, data in entries]
         whole = 0  # values of whole blocks that the kernels have added
         if kernels is not None:
             whole = count - count % BLOCK
@@ -119,7 +125,7 @@ class Int8(Codec):
         if kernels is None or not entries:
             yield from super().sums(entries, count)
             return
-        views = [(weight, *self._views(data, count)) for weight, data in entries]
+        views = [(weight, *self.views(data, count)) for weight, data in entries]
         whole = count - count % BLOCK
         buffer = np.empty(min(TILE, whole), dtype=np.int64)
         for start, stop in ranges(0, whole, TILE):
@@ -132,7 +138,8 @@ class Int8(Codec):
                 _add_blocks(scales[whole // BLOCK :], codes[whole:], weight, rest)
             yield whole, count, rest
 
-    def _views(self, data: Payload, count: int) -> tuple[Scales, Codes]:
+    def views(self, data: Payload, count: int) -> tuple[Scales, Codes]:
+        """Scales and codes of a payload, not copied; only its length is checked."""
         check_length(data, self.size_bytes_max(count), count)
         # the scales are copied, since they may start at any byte of the delta file
         scales = np.frombuffer(data, dtype="<u4", count=_blocks(count)).astype(np.uint32)

@@ -2,7 +2,7 @@
 or two levels a block.
 
 Pure. With 8 % kept and one level an entry costs 6.1 bits, and a payload 1/66 of the float32 bytes. What is
-left out stays with the mentor (delta.error_feedback), to be sent once it has grown. Sources: SparseLoCo, Sarfi
+left out stays with the mentor (delta.error_feedback), to be sent once it grew. Sources: SparseLoCo, Sarfi
 et al. 2025, arXiv:2508.15706, sections 3 and 4, where a block is a 64 x 64 tile, here a run of values, and a
 place takes twelve bits; Rice 1979, JPL 79-22. The parts of the codes lie apart, as in Elias 1974, JACM 21(2),
 so that all entries are read at once and not one after the other.
