@@ -22,6 +22,16 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 SCENARIOS = ROOT / "simulations" / "findings"
 RESULTS = ROOT / "benchmarks" / "results" / "findings"
+IN_TIME = ("virtual_ms", "signals", "promoted")
+OF_RUN = {
+    "start": "start",
+    "history_hash": "history_hash",
+    "gini_ppm": "gini_ppm",
+    "weight_of_dishonest_ppm": "dishonest_weight_ppm",
+    "dishonest_weight_ppm": "dishonest_weight_mean_ppm",
+    "honest_excluded_ppm": "honest_excluded_mean_ppm",
+}
+"""Name in a line to name in a run's result."""
 
 
 def main() -> None:
@@ -46,39 +56,32 @@ def main() -> None:
 
 def run_all(path: Path, seed: int, only: str) -> None:
     """Every variant of a scenario with one seed that has no line yet."""
-    from citrate_node.simulation.rounds_scenario import load_rounds, run_rounds_scenario
+    from citrate_node.simulation.batch import plan
 
     RESULTS.mkdir(parents=True, exist_ok=True)
     book = RESULTS / f"{path.stem}.jsonl"
     done = {(row["variant"], row["seed"]) for row in rows_of(book)}
-    for scenario in load_rounds(path, seed):
-        if (scenario.variant, seed) in done or only not in scenario.variant:
+    for job in plan([path], [seed], None):
+        if (job.variant, seed) in done or only not in job.variant:
             continue
         history: list[dict[str, Any]] = []
         began = time.process_time()
-        result = run_rounds_scenario(scenario, None, history.append)
+        result = job.run(history.append)
+        figures = [each.get("figures", {}) for each in history]
         row = {
-            "variant": scenario.variant,
+            "variant": job.variant,
             "seed": seed,
-            "start": result["start"],
             "loss": [round(each["loss"], 6) for each in history],
             "bytes": [each["bytes_sent"] for each in history],
-            "figures": history[-1].get("figures", {}),
-            "product_error": [
-                round(each["figures"]["product_error"], 6)
-                for each in history
-                if "product_error" in each.get("figures", {})
-            ],
-            "dishonest_weight_ppm": result["dishonest_weight_mean_ppm"],
-            "weight_of_dishonest_ppm": result["dishonest_weight_ppm"],
-            "gini_ppm": result["gini_ppm"],
-            "honest_excluded_ppm": result["honest_excluded_mean_ppm"],
-            "history_hash": result["history_hash"],
+            "figures": figures[-1],
+            "product_error": [round(f["product_error"], 6) for f in figures if "product_error" in f],
+            **{name: [each[name] for each in history] for name in IN_TIME if name in history[0]},
+            **{name: result[key] for name, key in OF_RUN.items() if key in result},
             "cpu_s": round(time.process_time() - began, 1),
         }
         with book.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(path.stem, scenario.variant, seed, f"{result['loss']:.4f}", row["cpu_s"], flush=True)
+        print(path.stem, job.variant, seed, f"{result['loss']:.4f}", row["cpu_s"], flush=True)
 
 
 def rows_of(book: Path) -> list[dict[str, Any]]:

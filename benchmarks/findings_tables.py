@@ -23,12 +23,57 @@ def show_all(results: Path, plots: Path) -> None:
     plots.mkdir(parents=True, exist_ok=True)
     for book in sorted(results.glob("*.jsonl")):
         rows = rows_of(book)
-        seeds = {variant: len(of(rows, variant)) for variant in variants(rows)}
-        print(f"\n## {book.stem}: {min(seeds.values())} to {max(seeds.values())} seeds\n")
-        shown = attack_tables if "attack" in book.stem else learning_tables
-        print(shown(rows))
-        if "attack" not in book.stem:
-            plot_learning(rows, plots / f"{book.stem}.svg")
+        seeds = [len(of(rows, variant)) for variant in variants(rows)]
+        print(f"\n## {book.stem}: {min(seeds)} to {max(seeds)} seeds\n")
+        if book.stem.startswith("attacks"):
+            print(attack_tables(rows))
+            continue
+        print({"cadence": cadence_table, "trust": trust_table}.get(book.stem, learning_tables)(rows))
+        plot_learning(rows, plots / f"{book.stem}.svg")
+
+
+def cadence_table(rows: Sequence[Row]) -> str:
+    """The same training in the same time, averaged more or less often."""
+    header = ["variant", "checkpoints", "seconds each", "minutes", "loss at the end", "least loss"]
+    header += ["checkpoints without a new version", "MB on all links"]
+    return markdown(
+        header,
+        [
+            [
+                name,
+                str(len(its[0]["loss"])),
+                f"{np.mean([row['virtual_ms'][-1] / len(row['loss']) for row in its]) / 1e3:.1f}",
+                f"{np.mean([row['virtual_ms'][-1] for row in its]) / 6e4:.1f}",
+                cell(row["loss"][-1] for row in its),
+                cell(min(row["loss"]) for row in its),
+                f"{np.mean([sum(not each for each in row['promoted']) for row in its]):.1f}",
+                f"{np.mean([row['bytes'][-1] for row in its]) / 1e6:.0f}",
+            ]
+            for name, its in ((name, of(rows, name)) for name in variants(rows))
+        ],
+    )
+
+
+def trust_table(rows: Sequence[Row]) -> str:
+    """Concentration, the coalition's weight, and what its drift costs the honest, paired by seed."""
+    header = [
+        "variant",
+        "Gini of the weights, last 10",
+        "coalition's weight, first 5 and last 10 checkpoints",
+    ]
+    header += [f"loss above the honest network's after {at}" for at in (10, 30, 60)]
+    table = []
+    for name in variants(rows):
+        its = of(rows, name)
+        ginis = cell((np.mean(row["gini_ppm"][-10:]) / 1e6 for row in its), 2)
+        theirs = [np.array(row["weight_of_dishonest_ppm"]) / 1e4 for row in its]
+        early, late = (
+            float(np.mean([each[part] for each in theirs])) for part in (slice(5), slice(-10, None))
+        )
+        weight = f"{early:.0f} %, {late:.0f} %"
+        harm = [paired(rows, "honest", name, lambda row, at=at: row["loss"][at - 1]) for at in (10, 30, 60)]
+        table.append([name, ginis, weight, *harm])
+    return markdown(header, table)
 
 
 def variants(rows: Sequence[Row]) -> list[str]:
@@ -43,13 +88,14 @@ def learning_tables(rows: Sequence[Row]) -> str:
     """Final losses, what they cost, and differences to the first variant."""
     names = variants(rows)
     first = of(rows, names[0])
-    goal = float(np.mean([row["loss"][-1] for row in of(rows, "alone")])) if "alone" in names else None
+    shared = [name for name in names if name != "alone"]
+    goal = max(float(np.mean([row["loss"][-1] for row in of(rows, name)])) for name in shared)
     header = ["variant", "own", "worst node", *FIGURES, "MB sent", "product error, first and last"]
-    header += ["checkpoints, MB to the loss of `alone`"] if goal else []
+    header.append(f"checkpoints, MB to a loss of {goal:.3f}")
     start = [row["start"] for row in first]
     base = [cell(each["loss"] for each in start), cell(each["worst_node"] for each in start)]
     base += [cell(each[name] for each in start) if name in start[0] else "" for name in FIGURES]
-    table = [["base model", *base, "0", "", *([""] if goal else [])]]
+    table = [["base model", *base, "0", "", ""]]
     for name in names:
         its = of(rows, name)
         line = [name, cell(row["loss"][-1] for row in its), cell(worst_nodes(its))]
@@ -59,8 +105,7 @@ def learning_tables(rows: Sequence[Row]) -> str:
         line.append(
             f"{np.mean([e[0] for e in errors]):.3f}, {np.mean([e[-1] for e in errors]):.3f}" if errors else ""
         )
-        if goal:
-            line.append(reached(its, goal))
+        line.append(reached(its, goal))
         table.append(line)
     text = (
         markdown(header, table) + f"\n\nDifference to `{names[0]}`, paired by seed (below zero is better)\n\n"
@@ -140,11 +185,12 @@ def plot_learning(rows: Sequence[Row], path: Path) -> None:
     figure, (over_time, over_bytes) = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
     for name in variants(rows):
         its = of(rows, name)
-        curve = np.array([[row["start"]["loss"], *row["loss"]] for row in its])
-        sent = np.mean([[0, *row["bytes"]] for row in its], axis=0) / 1e6
+        begins = "start" in its[0]
+        curve = np.array([[row["start"]["loss"], *row["loss"]] if begins else row["loss"] for row in its])
+        sent = np.mean([[0] * begins + row["bytes"] for row in its], axis=0) / 1e6
         stats = [interval(column) for column in curve.T]
         mean, half = np.array([s[0] for s in stats]), np.nan_to_num([s[1] for s in stats])
-        steps = np.arange(len(mean))
+        steps = np.arange(len(mean)) + 1 - begins
         over_time.plot(steps, mean, marker="o", markersize=3, label=name)
         over_time.fill_between(steps, mean - half, mean + half, alpha=0.15)
         if sent[-1] > 0:
