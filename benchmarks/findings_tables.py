@@ -23,6 +23,8 @@ def show_all(results: Path, plots: Path) -> None:
     plots.mkdir(parents=True, exist_ok=True)
     for book in sorted(results.glob("*.jsonl")):
         rows = rows_of(book)
+        if not rows:
+            continue
         seeds = [len(of(rows, variant)) for variant in variants(rows)]
         print(f"\n## {book.stem}: {min(seeds)} to {max(seeds)} seeds\n")
         if book.stem.startswith("attacks"):
