@@ -22,8 +22,12 @@ from citrate_node.network.settings import (
 )
 from citrate_node.node.pool import MEASUREMENTS_PER_NODE_MAX, ROUNDS_KEPT_MAX
 from citrate_node.node.state_machine import EARLY_MESSAGES_PER_NODE_MAX
-from citrate_node.protocol import catch_up, certificate, checkpoint, encoding, messages
+from citrate_node.protocol import catch_up, certificate, checkpoint, encoding, messages, metrics, rules
+from citrate_node.protocol.codecs import CODECS, int4, int8, topk
+from citrate_node.protocol.codecs.topk import TopK
 from citrate_node.protocol.encoding import Between, Sized
+from citrate_node.protocol.exact_products import FACTOR_BITS
+from citrate_node.protocol.rules import MIXED, RULES
 from citrate_node.protocol.state import StateFile
 from citrate_node.protocol.topics import all_topics
 from citrate_node.runtime import judging, opened
@@ -193,6 +197,30 @@ def test_every_field_of_record_and_state_file_is_named(kind: type) -> None:
     section = TEXT[TEXT.index("## 8. Files") : TEXT.index("## 9. Finality")]
     missing = [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in section]
     assert missing == []
+
+
+def test_the_family_of_topk_codecs_is_the_documented_one() -> None:
+    said = [(name, int(kept), int(low), int(levels)) for name, kept, low, levels in rows("codec")]
+    family = [each for each in CODECS.values() if isinstance(each, TopK)]
+    assert said == [(each.name, each.kept, each.low_bits, each.levels) for each in family]
+
+
+def test_every_codec_and_every_aggregation_rule_is_documented() -> None:
+    section = TEXT[TEXT.index("## 8. Files") : TEXT.index("## 9. Finality")]
+    assert [name for name in CODECS if f"`{name}`" not in section] == []
+    said = {row[0] for row in rows("rule")} - {f"{MIXED} + any rule"}
+    assert said | {MIXED + name for name in said} == set(RULES)
+
+
+def test_the_numbers_of_codecs_rules_and_inner_products_are_the_documented_ones() -> None:
+    assert f"levels {', '.join(map(str, int4.LEVELS))}" in FLAT
+    assert f"`int8`: blocks of {int8.BLOCK} values" in FLAT
+    assert f"`int4`: blocks of {int4.BLOCK} values" in FLAT
+    assert f"family**: blocks of {topk.BLOCK} values" in FLAT
+    assert f"limit c = {rules.CLIP_PERCENT} · lower median" in FLAT
+    assert f"at most {rules.WEISZFELD_STEPS_MAX} times" in FLAT
+    assert f"to {metrics.ROOT_BITS} bits in place of {FACTOR_BITS}" in FLAT
+    assert f"max(bits(b) − {metrics.TURNED_BITS}, 0)" in FLAT
 
 
 def test_every_file_of_vectors_is_named_and_every_named_one_is_there() -> None:
