@@ -88,12 +88,14 @@ class NodeConfig:
     sequence_bytes: int
     learning_rate: float
     threads: int
+    metrics: str
+    """Address (`host:port`, or a port of loopback) of the node's metrics for Prometheus; empty for none."""
     recording: Path | None
     """Folder in which the inputs of every final checkpoint are kept, for replay; None for none."""
 
 
 _NODE_KEYS: dict[str, dict[str, tuple[type, Any]]] = {
-    "node": {"name": (str, ...), "preset": (str, ...), "recording": (str, "")},
+    "node": {"name": (str, ...), "preset": (str, ...), "metrics": (str, ""), "recording": (str, "")},
     "keys": {
         "node_seed_file": (str, "keys/node.seed"),
         "account_key_file": (str, "keys/account.key"),
@@ -173,6 +175,7 @@ def load_node_config(path: Path) -> NodeConfig:
         sequence_bytes=values["sequence_bytes"],
         learning_rate=values["learning_rate"],
         threads=values["threads"],
+        metrics=values["metrics"],
         recording=_optional(folder, values["recording"]),
     )
 
@@ -226,11 +229,18 @@ def _check_node_values(path: Path, values: dict[str, Any]) -> None:
             all(isinstance(p, str) and "/p2p/" in p for p in values["peers"]),
             "must be multiaddrs that end in /p2p/<peer id>",
         ),
+        ("node.metrics", _is_address(values["metrics"]), 'must be a port, or such as "127.0.0.1:9464"'),
         ("node.name", 0 < len(values["name"]) <= 64, "must have 1 to 64 characters"),
     ]
     for name, holds, text in rules:
         if not holds:
             raise ConfigError(f"{path}: {name} {text}")
+
+
+def _is_address(text: str) -> bool:
+    """A port from 1 to 65,535, with or without a host before it; or nothing."""
+    host, colon, port = text.rpartition(":")
+    return not text or (bool(host) == bool(colon) and port.isdecimal() and 0 < int(port) <= 65_535)
 
 
 def _is_hex(text: str, size_bytes: int) -> bool:

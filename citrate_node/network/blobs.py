@@ -213,6 +213,7 @@ class Blobs:
             while missing:
                 with trio.fail_after(idle_seconds):
                     piece = await read_some(stream, min(FLUSH_SIZE_BYTES, missing))
+                self._ledger.count("blob_bytes_received", len(piece))
                 if not piece:
                     raise PeerFailed(f"peer {stream.muxed_conn.peer_id} ended {missing} bytes too early")
                 missing -= len(piece)

@@ -183,6 +183,7 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
 
     async def write_msg(self, stream: Any, rpc_msg: Any) -> bool:
         rpc_msg.ClearField("senderRecord")
+        self._ledger.count("gossip_bytes_sent", rpc_msg.ByteSize())
         return bool(await super().write_msg(stream, rpc_msg))
 
     async def stream_handler(self, stream: Stream) -> None:
@@ -243,6 +244,7 @@ class SafePubsub(Pubsub):  # type: ignore[misc]
             rpc.ParseFromString(frame)
             if len(rpc.publish) > MESSAGES_PER_FRAME_MAX:
                 raise ValueError(f"{len(rpc.publish)} messages in one frame")
+            self._ledger.count("gossip_bytes_received", len(frame))
             wait = self._ledger.admit(peer_id, max(1, len(rpc.publish)), len(frame))
             for message in rpc.publish:
                 await self.push_msg(peer, message)

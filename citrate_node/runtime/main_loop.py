@@ -39,6 +39,7 @@ from .database import FinalCheckpoint, NodeDatabase, decode_certificate, encode_
 from .fetching import Fetcher
 from .final_files import prune, store_final
 from .judging import points_of
+from .metrics import NodeMetrics
 from .opened import OpenedMessages
 
 EVENTS_MAX = 10_000
@@ -70,6 +71,7 @@ class MainLoop:
         recording: Recording | None,
         report: Report,
         first_block: int,
+        metrics: NodeMetrics | None = None,
         versions_kept: int = 0,
     ) -> None:
         """first_block: from where on the contract's events are this node's business.
@@ -90,6 +92,8 @@ class MainLoop:
         self._recording = recording
         self._versions_kept = versions_kept
         self._report = report
+        self._metrics = metrics or NodeMetrics()
+        self._metrics.watch(lambda: node, network.counters)
         self._events: asyncio.Queue[ev.Event] = asyncio.Queue(EVENTS_MAX)
         self._chain_events = ChainEvents(
             chain=chain,
@@ -248,6 +252,7 @@ class MainLoop:
                 self._report({"type": action.what, "checkpoint": self.node.state.next_number, **action.facts})
 
     def _judge(self, event: ev.Event, action: act.ReportVerdict) -> None:
+        self._metrics.count_verdict(action.verdict, action.reason)
         reason = action.reason.value if action.reason else ""
         if action.verdict is Verdict.REJECT:
             self._report({"type": "rejected", "reason": reason, "detail": action.detail, "peer": action.peer})
@@ -335,9 +340,10 @@ class MainLoop:
             factors = {spec.factor for spec in action.manifest.specs}
             moving = factors.pop() if len(factors) == 1 else "both"
             seed = int.from_bytes(self.node.node_key[:4], "big") ^ action.target_checkpoint
-            result = await self._worker.train(
-                action.weights.tensors(), self._train_settings, moving=moving, seed=seed
-            )
+            with self._metrics.training():
+                result = await self._worker.train(
+                    action.weights.tensors(), self._train_settings, moving=moving, seed=seed
+                )
             event: ev.Event = ev.TrainingFinished(
                 action.target_checkpoint,
                 action.weights_hash,

@@ -47,6 +47,7 @@ from .fetching import Fetcher
 from .folder_lock import FolderLock
 from .keys import read_identity
 from .main_loop import MainLoop, Report
+from .metrics import MetricsServer, NodeMetrics
 from .opened import OpenedMessages
 
 WAIT_FOR_PEERS_SECONDS = 60.0
@@ -100,6 +101,7 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             mentors=worker is not None,
             evaluates=worker is not None,
         )
+        metrics = NodeMetrics()
         loop = MainLoop(
             node=node,
             account_key=identity.account_key,
@@ -115,12 +117,16 @@ async def run_node(config: NodeConfig, report: Report, stop: asyncio.Event) -> N
             recording=Recording(config.recording) if config.recording else None,
             report=report,
             first_block=place.created_block,
+            metrics=metrics,
             versions_kept=config.versions_kept,
         )
         door.open(loop)
         await _start_gateway(
             config, store, lambda digest: loop.is_restored and digest not in loop.withheld, stack, report
         )
+        if config.metrics:
+            served = await stack.enter_async_context(MetricsServer(metrics, config.metrics))
+            report({"type": "metrics", "address": served.address})
         await loop.run(stop, await _stored_events(database, store, place.network_id))
 
 

@@ -12,15 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import tomli_w
+from prometheus_client.parser import text_string_to_metric_families
 
 from citrate_node.chain.anvil import find_anvil
 from citrate_node.protocol.content_id import ContentId
 from citrate_node.recording import Recording
+from citrate_node.runtime.devnet_folder import free_ports
 
 COMMAND = [sys.executable, "-m", "citrate_node.cli.main"]
 
@@ -51,6 +56,8 @@ class Run:
     folder: Path
     facts: list[dict[str, Any]]
     code: int
+    metrics: str
+    """The last that node 3 showed Prometheus."""
 
     def of(self, kind: str, what: str | None = None) -> list[dict[str, Any]]:
         return [f for f in self.facts if f["type"] == kind and (what is None or f.get("what") == what)]
@@ -58,28 +65,47 @@ class Run:
 
 @pytest.fixture(scope="module")
 def devnet(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Two checkpoints of four nodes; node 3 is killed in the middle of the second one."""
+    """Two checkpoints of four nodes; node 3 is killed in the middle of the second one.
+
+    It comes back with metrics, which are read with every line from then on.
+    """
     folder = tmp_path_factory.mktemp("devnet") / "d"
     process = subprocess.Popen(
         [*COMMAND, "devnet", "up", "--dir", str(folder), "--checkpoints", "2", "--json"],
         stdout=subprocess.PIPE,
         text=True,
     )
-    facts, killed = [], False
+    facts, killed, metrics = [], False, ""
     try:
         assert process.stdout is not None
         for line in process.stdout:
             facts.append(json.loads(line))
             if facts[-1]["type"] == "checkpoint" and not killed:
                 killed = True
+                serve_metrics(folder / "node-3" / "node.toml")
                 (victim,) = [pid for pid in processes_of(folder / "node-3") if pid != process.pid]
                 os.kill(victim, signal.SIGKILL)
+            metrics = scraped([f for f in facts if f.get("what") == "metrics"]) or metrics
         code = process.wait(30)
     finally:
         if process.poll() is None:
             process.send_signal(signal.SIGINT)
             process.wait(60)
-    return Run(folder, facts, code)
+    return Run(folder, facts, code, metrics)
+
+
+def serve_metrics(node_toml: Path) -> None:
+    settings = tomllib.loads(node_toml.read_text())
+    settings["node"]["metrics"] = str(free_ports(1)[0])
+    node_toml.write_text(tomli_w.dumps(settings))
+
+
+def scraped(served: list[dict[str, Any]]) -> str:
+    """What the node shows Prometheus; nothing where it does not serve yet, or no more."""
+    try:
+        return httpx.get(served[-1]["address"]).text if served else ""
+    except httpx.HTTPError:
+        return ""
 
 
 def test_every_line_is_json_and_the_last_is_the_summary(devnet: Run) -> None:
@@ -210,3 +236,22 @@ def test_an_unknown_preset_and_base_model_are_named(tmp_path: Path) -> None:
     done = run("devnet", "up", "--dir", tmp_path / "b", "--base-model", str(tmp_path / "absent"))
     assert done.returncode in (1, 2)
     assert str(tmp_path / "absent") in done.stderr
+
+
+def test_the_node_that_came_back_shows_prometheus_where_it_stands(devnet: Run) -> None:
+    shown = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in text_string_to_metric_families(devnet.metrics)
+        for sample in family.samples
+    }
+    assert shown["citrate_checkpoint",] in (1, 2)
+    assert 0 < shown["citrate_reputation",] < 1
+    assert shown["citrate_peers",] == 3
+    assert shown["citrate_head_block",] > 0
+    assert sum(value for (name, *_), value in shown.items() if name == "citrate_phase") == 1
+    assert shown["citrate_messages_total", "", "accept"] > 0
+    assert shown["citrate_bytes_total", "gossip", "received"] > 0
+    assert shown["citrate_bytes_total", "gossip", "sent"] > 0
+    assert ("citrate_training_seconds_total",) in shown
+    assert shown["citrate_network_events_total", "messages_received"] > 0
+    assert ("citrate_network_events_total", "blocks") not in shown
