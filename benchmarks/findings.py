@@ -30,6 +30,9 @@ OF_RUN = {
     "weight_of_dishonest_ppm": "dishonest_weight_ppm",
     "dishonest_weight_ppm": "dishonest_weight_mean_ppm",
     "honest_excluded_ppm": "honest_excluded_mean_ppm",
+    "auc_ppm_of_reputation": "auc_ppm_of_reputation",
+    "auc_ppm_of_mean_score": "auc_ppm_of_mean_score",
+    "least_honest_reputation_ppm": "least_honest_reputation_ppm",
 }
 """Name in a line to name in a run's result."""
 

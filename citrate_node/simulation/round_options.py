@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..errors import ConfigError
 from ..protocol.methods import moving_factor
 from ..protocol.preset import ONE_PPM, Preset
-from .attacks import HONEST, check_attack, kinds_of
+from .attacks import COLLECTIVE, HONEST, check_attack, kinds_of
 from .metrics import NodeRow
 from .round_nodes import ShardNodes
 from .synthetic import SyntheticTask
@@ -38,6 +39,8 @@ class RoundsOptions:
     attack: str = ""
     attack_share_ppm: int = 0
     """Part of the nodes that are dishonest."""
+    mixture: Mapping[str, int] = field(default_factory=dict)
+    """Attack to how many nodes do it, in place of one attack by a share of them."""
     evaluators_lie: bool = True
     """Whether the dishonest also praise each other's deltas and slander all others."""
     spread: float = 0.5
@@ -50,7 +53,10 @@ class RoundsOptions:
     """How nodes train real adapters; None: the synthetic task."""
 
     def __post_init__(self) -> None:
-        check_attack(self.attack)
+        for name in (self.attack, *self.mixture):
+            check_attack(name)
+        if self.mixture and (self.attack or sum(self.mixture.values()) >= self.nodes):
+            raise ConfigError("mixture is in place of attack, and must leave some of the nodes honest")
         if not 2 <= self.nodes <= 100_000:
             raise ConfigError(f"nodes is {self.nodes}, must lie between 2 and 100,000")
         if self.sharing not in SHARING:
@@ -63,8 +69,13 @@ class RoundsOptions:
             raise ConfigError(f"attack_share_ppm is {self.attack_share_ppm}, must be below 1,000,000")
         if not 0 < self.rate <= 1:
             raise ConfigError(f"rate is {self.rate}, must be above 0 and at most 1")
-        if self.sharing == "alone" and self.attack:
+        if self.sharing == "alone" and (self.attack or self.mixture):
             raise ConfigError('sharing = "alone" has nobody to attack')
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether some attacker must know what the others learnt."""
+        return not COLLECTIVE.isdisjoint((self.attack, *self.mixture))
 
     @property
     def moving(self) -> str:
@@ -92,6 +103,10 @@ class RoundsOptions:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """By node number: "honest" or the attack."""
+        if self.mixture:
+            names = [name for name, count in sorted(self.mixture.items()) for _ in range(count)]
+            spread = kinds_of(self.nodes, "dishonest", -(-len(names) * ONE_PPM // self.nodes))
+            return tuple(HONEST if kind == HONEST else names.pop() for kind in spread)
         return kinds_of(self.nodes, self.attack, self.attack_share_ppm)
 
 

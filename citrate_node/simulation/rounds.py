@@ -31,7 +31,7 @@ from ..protocol.stack import average_products
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import CheckpointInputs, Outcome, process_checkpoint
 from ..protocol.tensors import Int64Array, divide_toward_zero
-from .attacks import COLLECTIVE, HONEST, collective_attacks
+from .attacks import HONEST, collective_attacks
 from .metrics import NodeRow, node_rows
 from .round_messages import Speakers
 from .round_nodes import LIMITS, Phase, Sent, ShardNodes, product_error
@@ -164,7 +164,7 @@ class Rounds:
         """Whether shards may fold by themselves: a mean, nothing that must see all deltas."""
         options = self.options
         preset = options.preset
-        sees_all = options.attack in COLLECTIVE or options.method or factor == "both"
+        sees_all = options.is_collective or options.method or factor == "both"
         return preset.aggregation_rule == "mean" and preset.outer_step == OuterStep() and not sees_all
 
     def _announced(self, phase: Phase, nodes: Sequence[int]) -> list[Sent]:
@@ -172,7 +172,7 @@ class Rounds:
         share_of = self._shares(nodes)
         self.shards.ask({s: ("train", (phase, share)) for s, share in share_of.items()})
         instead: dict[int, Values] = {}
-        if self.options.attack in COLLECTIVE:
+        if self.options.is_collective:
             answers = self.shards.ask(dict.fromkeys(share_of, ("learnt", ())))
             learnt = {node: delta for part in answers.values() for node, delta in sorted(part.items())}
             ordered = {node: learnt[node] for node in nodes}

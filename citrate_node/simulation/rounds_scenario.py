@@ -30,14 +30,15 @@ from ..protocol.preset import preset_from
 from ..recording import ChainRow, RecordedNetwork, Recording, write_atomically
 from .metrics import CheckpointRow, MetricsWriter
 from .round_options import Round, RoundsOptions
+from .round_tally import Tally
 from .rounds import ADAPTER_ID, Rounds, pool_of
 from .runs import OPTIONS_FILE, RESULT_FILE, forget_run
 from .training_workload import training_options
 from .variants import expanded
 
 ENGINE = "rounds"
-_OPTIONS = {
-    f.name: f.default
+_OPTIONS: dict[str, Any] = {
+    f.name: {} if f.name == "mixture" else f.default
     for f in fields(RoundsOptions)
     if f.name not in ("preset", "nodes", "checkpoints", "seed", "training")
 }
@@ -92,6 +93,8 @@ def _scenario(path: Path, variant: str, table: Mapping[str, Any], seed: int) -> 
         if type(value) is not type(default):
             raise ConfigError(f"{where}: {key} must be a {type(default).__name__}, is {value!r}")
         values[key] = value
+    if any(type(count) is not int or count < 1 for count in values["mixture"].values()):
+        raise ConfigError(f"{where}: mixture must name attacks with how many nodes do them, from 1")
     if not 1 <= values["checkpoints"] <= 100_000:
         raise ConfigError(f"{where}: checkpoints must lie between 1 and 100,000")
     if values["workload"] not in ("synthetic", "training"):
@@ -131,16 +134,11 @@ def run_rounds_scenario(
         engine = Rounds(options, pool)
         if out is not None and options.sharing == "mentorship":
             engine.on_outcome = _recorder(engine, out)
-        sent, last = 0, engine.before()
-        theirs: list[int] = []
-        excluded: list[int] = []
-        ginis: list[int] = []
+        sent, last, tally = 0, engine.before(), Tally()
         start = {"loss": last.loss, "worst_node": last.worst_node, **last.figures}
         for last in engine.checkpoints():
             sent += last.sent_bytes
-            theirs.append(last.dishonest_weight_ppm)
-            excluded.append(last.honest_excluded_ppm)
-            ginis.append(last.gini_ppm)
+            tally.add(last)
             row = _row(last, sent)
             metrics.add(row, last.nodes)
             on_checkpoint(row.as_json())
@@ -156,11 +154,7 @@ def run_rounds_scenario(
         "worst_node": last.worst_node,
         "figures": last.figures,
         "bytes_sent": sent,
-        "dishonest_weight_ppm": theirs,
-        "gini_ppm": ginis,
-        "dishonest_weight_mean_ppm": sum(theirs) // len(theirs),
-        "honest_excluded_mean_ppm": sum(excluded) // len(excluded),
-        "reputations": {each.node: each.reputation_ppm for each in last.nodes},
+        **tally.figures(),
     }
     if out is not None:
         write_atomically(out / RESULT_FILE, json.dumps(result, indent=1).encode() + b"\n")

@@ -26,6 +26,7 @@ from citrate_node.simulation.attacks import (
 from citrate_node.simulation.metrics import NodeRow
 from citrate_node.simulation.round_nodes import product_error
 from citrate_node.simulation.round_options import Round, RoundsOptions
+from citrate_node.simulation.round_tally import auc_ppm
 from citrate_node.simulation.rounds import Here, Rounds, pool_of, relative_product_error
 from citrate_node.simulation.workload import TrainRequest
 
@@ -139,6 +140,22 @@ def test_of_a_delta_and_its_copy_one_weighs_nothing() -> None:
 def test_gini_of_the_weights(weights: tuple[int, ...], gini: int) -> None:
     rows = tuple(NodeRow(1, i, "honest", 0, 0, 0, w, "averaged", 9) for i, w in enumerate(weights))
     assert Round(1, 0.0, 0.0, {}, nodes=rows).gini_ppm == gini
+
+
+def test_a_mixture_of_attacks_is_spread_over_the_nodes() -> None:
+    chosen = options(mixture={"noise": 2, "copier": 1})
+    assert sorted(kind for kind in chosen.kinds if kind != "honest") == ["copier", "noise", "noise"]
+    _, done = rounds(chosen)
+    assert sum(row.outcome == "copy" for row in done[0].nodes) == 1
+    with pytest.raises(ConfigError, match="must leave some of the nodes honest"):
+        options(mixture={"noise": 12})
+
+
+def test_the_auc_counts_pairs_in_the_right_order() -> None:
+    assert auc_ppm([3, 4], [1, 2]) == 1_000_000
+    assert auc_ppm([1, 4], [2, 2]) == 500_000
+    assert auc_ppm([2], [2, 1, 5]) == 500_000
+    assert auc_ppm([], [1]) is None
 
 
 def test_dishonest_nodes_stand_at_even_distances() -> None:

@@ -10,6 +10,7 @@ import pytest
 from citrate_node.errors import ConfigError
 from citrate_node.recording import Recording
 from citrate_node.replay import replay
+from citrate_node.simulation.batch import plan
 from citrate_node.simulation.metrics import read_history, read_nodes
 from citrate_node.simulation.rounds_scenario import load_rounds, run_rounds_scenario
 
@@ -77,7 +78,7 @@ def test_a_run_leaves_its_files_and_a_recording_that_replays(path: Path, tmp_pat
 
 
 def test_every_question_can_be_asked() -> None:
-    found = {path.stem: len(load_rounds(path, 1)) for path in sorted(SCENARIOS.glob("*.toml"))}
+    found = {path.stem: len(plan([path], [1], None)) for path in sorted(SCENARIOS.glob("*.toml"))}
     assert found["mentorship"] == 4
     assert found["attacks"] == 7 * 4 * 6
 
