@@ -305,7 +305,11 @@ def pool_of(options: RoundsOptions, workers: int = 1, ray: str | None = None) ->
     from .workers import ProcessWorkload, RayWorkload
 
     make: Callable[[], Any] = partial(RoundsOptions.shard, options)
-    pool = ProcessWorkload(make, workers) if ray is None else RayWorkload(make, ray, workers)
+    pool = (
+        ProcessWorkload(make, workers)
+        if ray is None
+        else RayWorkload(make, ray, workers if workers > 1 else None)
+    )
     try:
         yield pool
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 from itertools import pairwise
 
@@ -95,6 +96,16 @@ def test_the_history_is_the_same_with_several_workers(changes: dict[str, object]
     with pool_of(chosen, workers=3) as pool:
         spread = Rounds(chosen, pool)
         assert [r.weights_hash for r in spread.checkpoints()] == [line.split()[1] for line in here.history]
+    assert spread.history_hash() == here.history_hash()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
+def test_the_history_is_the_same_on_ray() -> None:
+    chosen = options(sharing="equal")
+    here, _ = rounds(chosen)
+    with pool_of(chosen, workers=2, ray="local") as pool:
+        spread = Rounds(chosen, pool)
+        list(spread.checkpoints())
     assert spread.history_hash() == here.history_hash()
 
 
