@@ -81,7 +81,7 @@ def _run(
     cluster = Cluster(scenario.options, workload)
     loss_before = cluster.loss_of(cluster.genesis.weights)
     if scenario.churn is not None:
-        _churn(cluster, scenario.churn, random.Random(f"citrate/churn/{scenario.options.seed}"))
+        start_churn(cluster, scenario.churn, random.Random(f"citrate/churn/{scenario.options.seed}"))
     for node, at_ms, until_ms in scenario.crashes:
         cluster.schedule(at_ms, lambda node=node: cluster.crash(node))  # type: ignore[misc]
         cluster.schedule(until_ms, lambda node=node: cluster.start(node))  # type: ignore[misc]
@@ -148,7 +148,7 @@ def _run_checkpoints(
     return seen
 
 
-def _churn(cluster: Cluster, churn: Churn, drawn: random.Random) -> None:
+def start_churn(cluster: Cluster, churn: Churn, drawn: random.Random) -> None:
     """Every period, until faults end, some nodes crash and come back. `drawn` is not the network's own
     chance, so that the same seed without churn is the same run otherwise."""
     count = cluster.options.nodes * churn.share_ppm // ONE_PPM

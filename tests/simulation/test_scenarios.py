@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from citrate_node.errors import ConfigError
-from citrate_node.simulation.scenario import run_scenario
+from citrate_node.node.actions import Train
+from citrate_node.node.events import TrainingFinished
+from citrate_node.protocol.messages import MentorshipSignal
+from citrate_node.protocol.tensors import weights_to_float32
+from citrate_node.simulation.cluster import Cluster, synthetic_task
+from citrate_node.simulation.metrics import HONEST, kinds
+from citrate_node.simulation.scenario import run_scenario, start_churn
 from citrate_node.simulation.scenario_file import Scenario, load_scenario, load_scenarios
+from citrate_node.simulation.work import Work
+from citrate_node.simulation.workload import Values
 
 FOLDER = Path(__file__).resolve().parents[2] / "simulations"
 FAMILIES = {path: load_scenarios(path, 1) for path in sorted(FOLDER.glob("*.toml"))}
 FIRST = [family[0] for family in FAMILIES.values()]
+"""Of each file the first run: those with a grid begin with the mildest."""
 REST = [scenario for family in FAMILIES.values() for scenario in family[1:]]
 DO_NOT_PASS: dict[str, str] = {}
 """Run to a part of what it says: findings, explained in benchmarks/results/scenarios.md."""
@@ -23,6 +34,8 @@ def label(scenario: Scenario) -> str:
 
 
 def result_of(scenario: Scenario) -> dict[str, object]:
+    if scenario.training is not None:
+        pytest.importorskip("torch")
     return run_scenario(scenario, None, lambda row: None)
 
 
@@ -99,3 +112,102 @@ def test_a_scenario_that_cannot_be_is_named(tmp_path: Path, text: str, message: 
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_scenario(path, 0)
+
+
+def test_attacks_are_joined_and_strike_the_same_nodes(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('nodes = 10\nattack = "sign_flip+collusion"\nattack_share_ppm = 200_000\nliars = [0]')
+    options = load_scenario(path, 0).options
+    assert options.delta_attackers == ((4, "sign_flip"), (9, "sign_flip"))
+    assert options.colluders == {4, 9}
+    assert options.dishonest == {0, 4, 9}
+    assert [kinds(options)[i] for i in (0, 1, 4)] == ["lying", HONEST, "collusion+sign_flip"]
+
+
+def test_a_run_that_is_no_pass_says_why(tmp_path: Path) -> None:
+    """One sentence for each figure that is not what the file asks for, and none for the others."""
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "checkpoints = 1\n[pass]\nloss_below = 0.0\nloss_ratio_max = 0.01\nwithheld_min = 2\n"
+        "checkpoint_ms_min = 99_000\ncheckpoint_ms_max = 99_000\nhonest_floor = true\n"
+    )
+    result = result_of(load_scenario(path, 1))
+    failures = result["failures"]
+    assert isinstance(failures, list)
+    assert [text.split(" is ")[0].split(":")[0] for text in failures] == [
+        "loss",
+        "loss as a part of the first",
+        "longest checkpoint in ms",
+        "signals withheld",
+    ]
+    assert f"loss is {result['loss']}, a pass is below 0" in failures
+
+
+def test_a_node_that_trains_longer_than_a_checkpoint_joins_a_later_one() -> None:
+    """With weights a checkpoint older as the parent, which the window allows."""
+    path = FOLDER / "slow_nodes.toml"
+    scenario = load_scenario(path, 1)
+    world = Cluster(scenario.options)
+    slow = {world.nodes[i].identity.node_key for i in scenario.options.slow_nodes}
+    world.run_until(5, within_ms=200_000)
+    older = 0
+    for number, finalize in world.outcomes.items():
+        before = world.outcomes.get(number - 1)
+        for message in finalize.inputs:
+            body = message.body
+            if isinstance(body, MentorshipSignal) and before is not None and before.outcome is not None:
+                is_older = body.parent_weights_hash != before.outcome.state.weights_content.digest
+                assert not is_older or body.author in slow
+                older += is_older
+    assert older > 0
+
+
+def test_a_late_node_is_not_there_before_its_time_and_at_the_others_state_after_it() -> None:
+    scenario = load_scenario(FOLDER / "late_joiner.toml", 1)
+    assert scenario.crashes == ((6, 0, 38_000), (7, 0, 38_000))
+
+
+def test_churn_takes_nodes_away_and_brings_them_back(tmp_path: Path) -> None:
+    """Drawn from a chance of its own, and over when the faults are."""
+    path = tmp_path / "x.toml"
+    path.write_text(
+        "nodes = 6\nfaults_end_ms = 20_000\n"
+        "churn_share_ppm = 500_000\nchurn_period_ms = 4_000\nchurn_down_ms = 2_000\n"
+    )
+    scenario = load_scenario(path, 2)
+    assert scenario.churn is not None
+    world = Cluster(scenario.options)
+    start_churn(world, scenario.churn, random.Random(1))
+    away = []
+    for _ in range(24):
+        world.run_for(1_000)
+        away.append(sum(s.node is None for s in world.nodes))
+    assert set(away) == {0, 3}
+    assert away[-6:] == [0] * 6
+
+
+@pytest.mark.parametrize(("attack", "sign"), [("ipm", -1.0), ("sign_flip", -1.0), ("stale", 1.0)])
+def test_an_attacker_sends_what_its_attack_says(attack: str, sign: float, tmp_path: Path) -> None:
+    """ipm: the opposite of the honest mean; sign_flip: of its own; stale: what it learned first, again."""
+    path = tmp_path / "x.toml"
+    path.write_text(f'nodes = 5\nattack = "{attack}"\nattack_share_ppm = 200_000')
+    options = load_scenario(path, 3).options
+    task = synthetic_task(options)
+    work = Work(options, lambda: task)
+    weights = task.initial_weights()
+    manifest = weights.manifest.subset(task.factor)
+    start = weights_to_float32(weights.select(manifest))
+
+    def sent(node: int, target: int) -> Values:
+        event = work.train(
+            node, Train(target, weights, bytes(32), manifest, start + np.float32(target) / 8)
+        )()
+        assert isinstance(event, TrainingFinished)
+        return event.values - event.parent_values
+
+    honest = np.stack([sent(node, 1) for node in range(4)])
+    own = task.train_node(4, start + np.float32(1 / 8), manifest) - start - np.float32(1 / 8)
+    expected = honest.mean(axis=0) if attack == "ipm" else own
+    np.testing.assert_allclose(sent(4, 1), sign * expected, atol=1e-6)
+    if attack == "stale":
+        np.testing.assert_allclose(sent(4, 2), own, atol=1e-6)

@@ -19,6 +19,7 @@ from citrate_node.simulation.workers import ProcessWorkload
 
 ROOT = Path(__file__).resolve().parents[2]
 HONEST = ROOT / "simulations" / "honest.toml"
+TRAINING = ROOT / "simulations" / "training.toml"
 VECTORS = json.loads((ROOT / "tests" / "vectors" / "histories.json").read_text())
 
 
@@ -37,10 +38,28 @@ def test_two_and_three_workers_give_the_history_of_one() -> None:
     assert {history(HONEST, 1, workers=n) for n in (2, 3)} == {VECTORS["honest"]["1"]}
 
 
+without_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra `ray`)"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (extra `ray`)")
+@without_ray
 def test_ray_gives_the_history_of_one_process() -> None:
     assert history(HONEST, 1, ray="local", workers=2) == VECTORS["honest"]["1"]
+
+
+@pytest.mark.slow
+def test_nodes_that_train_real_adapters_have_one_history_with_one_two_and_three_workers() -> None:
+    pytest.importorskip("torch")
+    assert len({history(TRAINING, 1, workers=n) for n in (1, 2, 3)}) == 1
+
+
+@pytest.mark.slow
+@without_ray
+def test_nodes_that_train_real_adapters_have_the_same_history_on_ray() -> None:
+    pytest.importorskip("torch")
+    assert history(TRAINING, 1, ray="local", workers=2) == history(TRAINING, 1)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="Ray is installed")
