@@ -43,7 +43,8 @@ class Work:
         """The least and the most virtual time that a node trains."""
         options = self.options
         if self._attacks.get(index) in COLLECTIVE:  # whoever takes from all waits until all are done
-            return options.training_ms[1] + 2 * options.latency_ms[1], options.training_ms[1] * 2
+            done_ms = options.training_ms[1] + 2 * options.latency_ms[1]
+            return done_ms, done_ms
         return options.slow_training_ms if index in options.slow_nodes else options.training_ms
 
     def train(self, index: int, action: act.Train) -> Finished:

@@ -155,9 +155,9 @@ def test_a_forged_composition_is_refused_and_the_right_one_certified(seed: int) 
     ]
     assert refusals
     assert {verdict.verdict for verdict in refusals} == {Verdict.REJECT}
-    assert {verdict.detail for verdict in refusals} == {
-        "checkpoint record is not what its inputs give: differs in compositions"
-    }
+    # in a round where nobody asks for a composition they forge the adapter's own weights
+    details = {verdict.detail.removeprefix(f"{Reason.BAD_RECORD.value}: ") for verdict in refusals}
+    assert {"differs in compositions"} <= details <= {"differs in compositions", "differs in weights_hash"}
 
 
 def test_nobody_waits_for_a_composition_that_a_minority_knows() -> None:
