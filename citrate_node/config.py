@@ -20,7 +20,7 @@ def load_preset(name_or_path: str) -> Preset:
 
     Raises ConfigError for a name that does not exist, PresetError for numbers that cannot hold together.
     """
-    if _is_path(name_or_path):
+    if is_preset_file(name_or_path):
         return preset_from(read_toml(Path(name_or_path)))
     source = resources.files("citrate_node") / "presets" / f"{name_or_path}.toml"
     if not source.is_file():
@@ -35,7 +35,8 @@ def load_preset(name_or_path: str) -> Preset:
     return preset_from(tomllib.loads(source.read_text()))
 
 
-def _is_path(name_or_path: str) -> bool:
+def is_preset_file(name_or_path: str) -> bool:
+    """Whether a preset is given by its file and not by its name."""
     return name_or_path.endswith(".toml") or "/" in name_or_path
 
 
@@ -154,7 +155,7 @@ def load_node_config(path: Path) -> NodeConfig:
     return NodeConfig(
         folder=folder,
         name=values["name"],
-        preset=str(folder / values["preset"]) if _is_path(values["preset"]) else values["preset"],
+        preset=str(folder / values["preset"]) if is_preset_file(values["preset"]) else values["preset"],
         node_seed_file=folder / values["node_seed_file"],
         account_key_file=folder / values["account_key_file"],
         account_password_file=_optional(folder, values["account_password_file"]),

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..chain.adapter_factory import AdapterFactory
 from ..chain.genesis import DEFAULT_CHAIN_ID
-from ..config import load_preset
+from ..config import is_preset_file, load_preset
 from ..errors import ConfigError, ServiceError
 from ..protocol.certificate import account_of
 from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS
@@ -46,6 +46,8 @@ def prepare(
     ipfs_url: a Kubo daemon that keeps all contents; a devnet that began without one goes on without.
     """
     load_preset(preset)
+    if is_preset_file(preset):
+        preset = str(Path(preset).resolve())  # the nodes read it too, from folders of their own
     devnet = DevnetFolder(folder.resolve())
     if not devnet.exists:
         if folder.exists() and any(folder.iterdir()):
