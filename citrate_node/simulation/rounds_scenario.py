@@ -172,7 +172,7 @@ def _cleared(scenario: RoundsScenario, out: Path | None) -> Path | None:
 
 
 def _recorder(engine: Rounds, out: Path) -> Callable[..., None]:
-    recording = Recording(out / "recording")
+    recording = Recording(out / "recording", durable=False)
     state = engine.state
     assert state is not None
     recording.write_network(

@@ -133,6 +133,8 @@ def forget_run(folder: Path) -> None:
     # the result first, the options last: whoever is stopped in between leaves no folder that looks finished
     for name in (RESULT_FILE, REPORT_FILE, HISTORY_FILE, PARQUET_FILE, JSON_LINES_FILE):
         (folder / name).unlink(missing_ok=True)
+    for left in folder.glob(".metrics.*"):  # of a run that was killed while it wrote
+        left.unlink()
     if recording.is_dir():
         shutil.rmtree(recording)
     (folder / OPTIONS_FILE).unlink()

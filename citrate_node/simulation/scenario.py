@@ -88,7 +88,7 @@ def _run(
     for at_ms, until_ms, side in scenario.partitions:
         cluster.schedule(at_ms, lambda side=side: cluster.cut(side))  # type: ignore[misc]
         cluster.schedule(until_ms, cluster.heal)
-    recording = Recording(out / "recording") if out is not None else None
+    recording = Recording(out / "recording", durable=False) if out is not None else None
     if out is not None and recording is not None:
         write_atomically(out / OPTIONS_FILE, json.dumps(_options(scenario), indent=1).encode() + b"\n")
         recording.write_network(_network(cluster), cluster.genesis.weights.encode())

@@ -40,7 +40,9 @@ def test_a_folder_of_seeds_is_read_in_the_order_of_its_seeds(seeds: Path) -> Non
 def test_a_second_run_in_a_folder_leaves_nothing_of_the_first(tmp_path: Path) -> None:
     """A recording names its files by number: what another seed left would be taken for this one's."""
     ran(tmp_path, 1)
+    (tmp_path / ".metrics.parquet.killed").write_bytes(b"half")
     ran(tmp_path, 2)
+    assert not list(tmp_path.glob(".metrics.*"))
     history = [row.record_hash for row in read_run(tmp_path).history]
     assert [r.record_hash.hex() for r in replay(find_recording(tmp_path))] == history
 
