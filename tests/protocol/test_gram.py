@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -74,6 +76,103 @@ def test_matrix_is_that_of_the_dense_updates(factor, seed: int, count: int, rank
     unit = rows[0, 0] / expected[0, 0]
     assert np.allclose(rows / unit, expected, rtol=1e-3, atol=1e-3 * expected[0, 0])
     assert found.rows == tuple(zip(*found.rows, strict=True))
+
+
+def rounded_by_definition(rows: list[list[float]], bits: int) -> tuple[list[list[int]], int]:
+    """To `bits` bits by the largest magnitude, halves to even; and the exponent of the unit."""
+    largest = max(abs(value) for row in rows for value in row)
+    exponent = math.frexp(largest)[1] - bits
+    return [[round(Fraction(value) / Fraction(2) ** exponent) for value in row] for row in rows], exponent
+
+
+def root_by_definition(still: list[list[int]]) -> tuple[list[list[int]], int]:
+    """docs/protocol.md, steps 1 to 3, in Python numbers: L of A A', and its exponent."""
+    atoms, unit = rounded_by_definition(still, 20)
+    rank = len(atoms)
+    rest = [
+        [float(sum(a * b for a, b in zip(atoms[i], atoms[j], strict=True))) for j in range(rank)]
+        for i in range(rank)
+    ]
+    start, root = [rest[k][k] for k in range(rank)], [[0.0] * rank for _ in range(rank)]
+    for k in range(rank):
+        pivot = rest[k][k]
+        if pivot > 2.0**-40 * start[k]:
+            for i in range(k, rank):
+                root[i][k] = rest[i][k] / math.sqrt(pivot)
+        for i in range(k, rank):
+            for j in range(k, rank):
+                rest[i][j] -= root[i][k] * root[j][k]
+    integers, more = rounded_by_definition(root, 15)
+    return [[min(value, 2**15 - 1) for value in row] for row in integers], unit + more
+
+
+def gram_by_definition(parent: AdapterWeights, manifest: Manifest, deltas: list[bytes]) -> list[list[int]]:
+    """docs/protocol.md, section 7, for one moving factor."""
+    count, slices, parts = len(deltas), manifest.slices(), []
+    decoded = [decode_delta(data, INT8, manifest, LIMITS) for data in deltas]
+    for spec in manifest.specs:
+        name_a, name_b = factor_names(module_path(spec.name))
+        moves_b = spec.factor == "lora_B"
+        still = parent.integers()[name_a] if moves_b else parent.integers()[name_b].T
+        root, unit = root_by_definition(still.tolist())
+        rank = len(root)
+        reach = max(sum(abs(root[k][column]) for k in range(rank)) for column in range(rank))
+        vectors, exponents = [], []
+        for values in decoded:
+            moved = values[slices[spec.name]].reshape(spec.shape)
+            rows = (moved if moves_b else moved.T).tolist()
+            bound = max(abs(value) for row in rows for value in row) * reach
+            shift = max(bound.bit_length() - 13, 0)
+            turned = [sum(row[k] * root[k][c] for k in range(rank)) for row in rows for c in range(rank)]
+            vectors.append([max(min((x + 2**shift // 2) // 2**shift, 8191), -8191) for x in turned])
+            exponents.append(unit + shift)
+        parts.append(
+            ([[sum(x * y for x, y in zip(u, v, strict=True)) for v in vectors] for u in vectors], exponents)
+        )
+    top = [max((e[i] for p, e in parts if p[i][i]), default=None) for i in range(count)]
+    least = min((each for each in top if each is not None), default=0)
+    total = [[0] * count for _ in range(count)]
+    for products, exponents in parts:
+        for i in range(count):
+            for j in range(count):
+                if products[i][i] and products[j][j]:
+                    below = top[i] - exponents[i] + top[j] - exponents[j]
+                    total[i][j] += products[i][j] >> below
+    return [
+        [value << (top[i] + top[j] - 2 * least) if value else 0 for j, value in enumerate(row)]
+        for i, row in enumerate(total)
+    ]
+
+
+@pytest.mark.parametrize("factor", ["lora_A", "lora_B"])
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 4), rank=st.integers(1, 4))
+def test_matrix_is_the_documented_one(factor, seed: int, count: int, rank: int) -> None:
+    parent = small_adapter(seed, rank=rank, modules=MODULES)
+    manifest = parent.manifest.subset(factor)
+    random = np.random.default_rng(seed)
+    values = [random.standard_normal(manifest.count) * 10.0 ** random.uniform(-9, 1) for _ in range(count)]
+    values[-1][: manifest.count // 2] = 0
+    deltas = [encode_delta(INT8, manifest, each.clip(-126, 126).astype(np.float32)) for each in values]
+    found = gram_of_deltas(parent, manifest, deltas, INT8)
+    assert [list(row) for row in found.rows] == gram_by_definition(parent, manifest, deltas)
+
+
+def test_a_factor_without_some_directions_gives_the_others_alone() -> None:
+    """Two rows of A that are the same, one that is zero: no root of noise, and no division by it."""
+    parent = small_adapter(rank=4, modules=MODULES)
+    integers = {name: tensor.copy() for name, tensor in parent.integers().items()}
+    for name, tensor in integers.items():
+        if name.endswith("lora_A.weight"):
+            tensor[1], tensor[2] = tensor[0], 0
+    names = [spec.name for spec in parent.manifest.specs]
+    parent = replace(parent, values=np.concatenate([integers[name].reshape(-1) for name in names]))
+    manifest = parent.manifest.subset("lora_B")
+    deltas = deltas_of(manifest, 4)
+    expected = dense_gram(dense_updates(parent, manifest, deltas))
+    assert np.allclose(
+        normalized(gram_of_deltas(parent, manifest, deltas, INT8)), normalized(expected), atol=3e-4
+    )
 
 
 def invertible(random: np.random.Generator, size: int) -> np.ndarray:
