@@ -1,7 +1,7 @@
 """What the rank of an adapter is worth: held-out loss of three kinds of task on the embedded base.
 
-    python benchmarks/training_ranks.py [--steps 40] [--seeds 3] [--ranks 1 2 4 8 16 32] [--variants]
-        [--json FILE]
+    python benchmarks/training_ranks.py [--steps 60] [--seeds 3] [--ranks 1 2 4 8 16 32] [--variants]
+        [--tasks format domain domains] [--json FILE]
 
     format     made-up records to be written as JSON: a small task that the base cannot do at all
     domain     one domain of the embedded corpus, which the base knows a little
@@ -22,7 +22,7 @@ import os
 import random
 import statistics
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,15 @@ from citrate_node.training.adapter_model import AdapterModel
 from citrate_node.training.architecture import resolve_targets
 from citrate_node.training.base_model import BaseModel
 from citrate_node.training.evaluation import load_folder
-from citrate_node.training.examples import Dataset, Examples, load_dataset
+from citrate_node.training.examples import Dataset, DataSettings, load_dataset
 from citrate_node.training.run_settings import RunSettings
 from citrate_node.training.settings import LoraSettings
 from citrate_node.training.training_run import Run, RunResult, train
 
 DOMAINS = "embedded:0/1?alpha=1000000&bytes=200000&held_out=24000"
 RATE_SEED = 99
+WIDTH_TOKENS, BATCH = 96, 4
+MEASURED_MAX = 64  # sequences of each set: what costs the time is meant to be the training
 VARIANTS = (
     (8, "attention", "lora"),
     (8, "q,v", "lora"),
@@ -74,13 +76,22 @@ def write_records(path: Path, count: int = 600) -> None:
 
 
 class Bench:
-    def __init__(self, folder: Path, steps: int) -> None:
+    def __init__(self, folder: Path, steps: int, tasks: list[str]) -> None:
         self.base = BaseModel.load()
         self.folder, self.steps = folder, steps
         write_records(folder / "records.jsonl")
         sources = {"format": str(folder / "records.jsonl"), "domain": "domain:web", "domains": DOMAINS}
-        self.data: dict[str, Dataset] = {n: load_dataset(s, self.base, "causal") for n, s in sources.items()}
-        self.general: Examples = load_dataset("general", self.base, "causal").held_out
+        settings = DataSettings(WIDTH_TOKENS)
+
+        def load(source: str) -> Dataset:
+            data = load_dataset(source, self.base, "causal", settings)
+            fewer = {
+                name: getattr(data, name).take(slice(MEASURED_MAX)) for name in ("validation", "held_out")
+            }
+            return replace(data, **fewer)
+
+        self.data = {name: load(sources[name]) for name in tasks}
+        self.general = load("general").held_out
         plain = AdapterModel(self.base, RunSettings(lora=LoraSettings(1, 1)), "causal")
         self.general_base = plain.measure(self.general).loss
         self.bases = {name: plain.measure(data.held_out).loss for name, data in self.data.items()}
@@ -90,6 +101,8 @@ class Bench:
             lora=LoraSettings(row.rank, 2 * row.rank, resolve_targets(self.base, row.targets)),
             variant=row.variant,  # type: ignore[arg-type]
             steps=self.steps,
+            batch_sequences=BATCH,
+            sequence_tokens=WIDTH_TOKENS,
             learning_rate=rate,
             validate_every_steps=self.steps,  # at the end: the weights of the last step count
             seed=seed,
@@ -141,15 +154,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--rates", type=float, nargs="+", default=[0.005, 0.015])
+    parser.add_argument("--tasks", nargs="+", default=["format", "domain", "domains"])
     parser.add_argument("--variants", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(Path(folder), options.steps)
+        bench = Bench(Path(folder), options.steps, options.tasks)
         rates = {task: bench.rate_of(task, options.rates) for task in bench.data}
         print(json.dumps({"rates": rates, "base": bench.bases, "general": bench.general_base}), flush=True)
         rows = [Row(task, rank) for task in bench.data for rank in options.ranks]
@@ -160,6 +174,7 @@ def main() -> None:
                 print(f"seed {seed}   {row}", flush=True)
             result = {
                 "steps": options.steps,
+                "batch": [BATCH, WIDTH_TOKENS],
                 "seeds": seed + 1,
                 "learning_rates": rates,
                 "loss_base": {name: round(loss, 4) for name, loss in bench.bases.items()},

@@ -59,12 +59,11 @@ class CleaningReport:
 
     def summary(self) -> str:
         """One line for people and for the provenance."""
-        if not self.documents:
-            return f"{self.kept} examples of the embedded corpus"
         reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(self.dropped.items()))
-        return f"{self.documents} documents, {self.kept} of {self.passages} passages kept" + (
-            f"; dropped: {reasons}" if reasons else ""
-        )
+        dropped = f"; dropped: {reasons}" if reasons else ""
+        if not self.documents:
+            return f"{self.kept} examples of the embedded corpus{dropped}"
+        return f"{self.documents} documents, {self.kept} of {self.passages} passages kept{dropped}"
 
 
 def clean(documents: Iterable[Document], filters: Filters, report: CleaningReport) -> Iterator[Document]:

@@ -39,6 +39,7 @@ from citrate_node.training.data import (
     load_node_data,
 )
 from citrate_node.training.documents import Document, read_documents
+from citrate_node.training.near_duplicates import NearDuplicates
 
 Part = Literal["train", "validation", "held_out"]
 
@@ -165,6 +166,7 @@ def _of_corpus(source: str, base: BaseModel, objective: Objective, settings: Dat
     if objective == "labelled":
         raise ConfigError(f"data source {source}: the embedded corpus has no labels")
     width = settings.width_tokens
+    report = CleaningReport()
     if source == GENERAL:
         held = general_held_out(base, GENERAL_EXAMPLES_MAX, width)
         learnt = held[:0]
@@ -173,6 +175,10 @@ def _of_corpus(source: str, base: BaseModel, objective: Objective, settings: Dat
         if name not in corpus.DOMAINS:
             raise ConfigError(f"data source {source}: the domains are {', '.join(corpus.DOMAINS)}")
         learnt, held = domain_rows(base, name, width)
+        before = len(learnt)
+        learnt = _unlike(learnt, held, base, settings.filters.similarity_max)
+        if before > len(learnt):
+            report.dropped["near duplicates"] = before - len(learnt)
     else:
         data = load_node_data(source, base, width)
         learnt, held = data.train, data.held_out
@@ -181,8 +187,32 @@ def _of_corpus(source: str, base: BaseModel, objective: Objective, settings: Dat
     if objective == "masked":
         framed = _Spelling(base, objective, settings, ()).framed
         train, validation, held_out = framed(train), framed(validation), framed(held_out)
-    report = CleaningReport(passages=len(learnt) + len(held), kept=len(learnt) + len(held))
+    report.kept = len(learnt) + len(held)
+    report.passages = report.kept + report.dropped.total()
     return Dataset(source, train, validation, held_out, (), _digest([train, validation, held_out]), report)
+
+
+def _unlike(learnt: Rows, held: Rows, base: BaseModel, similarity: float | None) -> Rows:
+    """Rows to learn from that are no near duplicate of a held-out one, nor of one before them.
+
+    What is held out stays as every node holds it out.
+    """
+    if similarity is None:
+        return learnt
+    tokenizer = None if base.byte_level else load_tokenizer(base.directory)
+
+    def text(row: Rows) -> str:
+        tokens = row[row != PAD]
+        if tokenizer is None:
+            return tokens.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+        return str(tokenizer.decode(tokens))
+
+    near = NearDuplicates(similarity)
+    for row in held:
+        near.seen(text(row))
+    unlike = np.array([not near.seen(text(row)) for row in learnt], dtype=np.bool_)
+    kept: Rows = learnt[unlike]
+    return kept
 
 
 class _Spelling:
