@@ -51,7 +51,7 @@ def write_text(file: Path) -> None:
 
 
 def clock(device: str) -> float:
-    """Seconds of this process on the CPU, so that a busy machine changes little; of the clock beside a card."""
+    """Seconds of this process on the CPU, which a busy machine changes little; of the clock beside a card."""
     return time.process_time() if device == "cpu" else time.perf_counter()
 
 

@@ -13,23 +13,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from citrate_node.cli import adapter_card, adapter_serve, adapter_use
-from citrate_node.cli.adapter_options import (
-    CHAIN_ID,
-    CONTRACT,
-    DIR,
-    DRY_RUN,
-    KEY_FILE,
-    RPC_URL,
-    WALLET,
-    YES,
-    Signer,
-    rank_and_base,
-    signer_of,
-)
+from citrate_node.cli.adapter_options import Chain, Sending, Signer, Signing, bundled, rank_and_base
 from citrate_node.cli.adapter_owner import add_to
 from citrate_node.cli.adapter_read import app
 from citrate_node.cli.adapter_send import agreed, asked, sent, transaction_line
-from citrate_node.cli.wallet import JSON, KEYSTORE, PASSWORD_FILE
+from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
     from citrate_node.chain.contract_types import Receipt
@@ -64,6 +52,7 @@ _WHERE_WEIGHTS_GO = """
     "latter is converted: its values are rounded onto the grid of 2^-24, and the command says so. Base model "
     "and rank must fit." + _WHERE_WEIGHTS_GO
 )
+@bundled
 def create(
     source: Path = _SOURCE,
     name: str = typer.Option(..., "--name", help="1 to 64 bytes; need not be unique."),
@@ -75,19 +64,11 @@ def create(
     rank: int = typer.Option(0, "--rank", help="Refuse the file unless it has this rank."),
     calldata: bool = _CALLDATA,
     store: Path | None = _WRITE_STORE,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    keystore: Path = KEYSTORE,
-    wallet: str = WALLET,
-    password_file: Path | None = PASSWORD_FILE,
-    key_file: Path | None = KEY_FILE,
-    yes: bool = YES,
-    dry_run: bool = DRY_RUN,
+    chain: Chain = Chain(),
+    signing: Signing = Signing(),
+    sending: Sending = Sending(),
     json_lines: bool = JSON,
 ) -> None:
-    from citrate_node.runtime.adapters import place_of
     from citrate_node.runtime.adapters_files import (
         find_base,
         local_base,
@@ -97,7 +78,7 @@ def create(
         require_rank,
     )
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     base_id, base = find_base(base_model, place.base_model) if base_model else (None, None)
     file = read_adapter(source, place.limits, base_id)
     require_promoted(source)
@@ -108,7 +89,7 @@ def create(
         base = local_base(config.base_model_id, place.base_model)
     if base is not None:
         require_fit(file.weights, base, str(source))
-    signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
+    signer = signing.signer(json_lines=json_lines)
     _require_one_way(calldata=calldata, store=store)
 
     async def act(desk: AdapterDesk) -> dict[str, Any]:
@@ -117,7 +98,7 @@ def create(
             signer.account, "createAdapter", config.base_model_id, name, way.argument, config.rank
         )
         lines = _lines(file, way, f"name {name!r}")
-        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run, before=way.put)
+        receipt = await agreed(desk, signer, run, lines, sending=sending, before=way.put)
         return _sent("created", receipt, receipt.adapter_id, signer) | way.facts(file) | {"name": name}
 
     _show(asked(place, act), json_lines)
@@ -128,24 +109,18 @@ def create(
     "versions come from the network.\n\nThe file must have the adapter's base model and rank."
     + _WHERE_WEIGHTS_GO
 )
+@bundled
 def publish(
     adapter: str = typer.Argument(..., metavar="ID", help="Id of the adapter."),
     source: Path = _SOURCE,
     calldata: bool = _CALLDATA,
     store: Path | None = _WRITE_STORE,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    keystore: Path = KEYSTORE,
-    wallet: str = WALLET,
-    password_file: Path | None = PASSWORD_FILE,
-    key_file: Path | None = KEY_FILE,
-    yes: bool = YES,
-    dry_run: bool = DRY_RUN,
+    chain: Chain = Chain(),
+    signing: Signing = Signing(),
+    sending: Sending = Sending(),
     json_lines: bool = JSON,
 ) -> None:
-    from citrate_node.runtime.adapters import id_bytes, place_of
+    from citrate_node.runtime.adapters import id_bytes
     from citrate_node.runtime.adapters_files import (
         local_base,
         read_adapter,
@@ -156,8 +131,8 @@ def publish(
 
     adapter_id = id_bytes(adapter, "adapter id")
     _require_one_way(calldata=calldata, store=store)
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
+    place = chain.place()
+    signer = signing.signer(json_lines=json_lines)
 
     async def act(desk: AdapterDesk) -> dict[str, Any]:
         row = await desk.adapter(adapter_id)
@@ -170,27 +145,21 @@ def publish(
         way = await _way(file, desk, calldata=calldata, store=store)
         run = await desk.dry_run(signer.account, "publishVersion", adapter_id, way.argument)
         lines = _lines(file, way, f"version {run.answer} of {row.name!r} 0x{adapter_id.hex()}")
-        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run, before=way.put)
+        receipt = await agreed(desk, signer, run, lines, sending=sending, before=way.put)
         return _sent("published", receipt, adapter_id, signer) | way.facts(file) | {"name": row.name}
 
     _show(asked(place, act), json_lines)
 
 
 @app.command()
+@bundled
 def compose(
     first: str = typer.Argument(..., metavar="A", help="Id of the first adapter."),
     second: str = typer.Argument(..., metavar="B", help="Id of the second adapter."),
     weights: str = typer.Option(..., "--weights", help="Per cent of each, such as 70/30; they sum to 100."),
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    keystore: Path = KEYSTORE,
-    wallet: str = WALLET,
-    password_file: Path | None = PASSWORD_FILE,
-    key_file: Path | None = KEY_FILE,
-    yes: bool = YES,
-    dry_run: bool = DRY_RUN,
+    chain: Chain = Chain(),
+    signing: Signing = Signing(),
+    sending: Sending = Sending(),
     json_lines: bool = JSON,
 ) -> None:
     """Ask the network for the exact weighted sum of two adapters of one base model.
@@ -199,12 +168,12 @@ def compose(
     certified it at a checkpoint; `citrate adapter show` tells. Ranks add up; above 64 the result is brought
     back to 64.
     """
-    from citrate_node.runtime.adapters import id_bytes, place_of
+    from citrate_node.runtime.adapters import id_bytes
 
     ids = id_bytes(first, "adapter id"), id_bytes(second, "adapter id")
     parts = _weights(weights)
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
+    place = chain.place()
+    signer = signing.signer(json_lines=json_lines)
 
     async def act(desk: AdapterDesk) -> dict[str, Any]:
         from citrate_node.protocol.composition import COMPOSED_RANK_MAX
@@ -218,7 +187,7 @@ def compose(
             ranks, base = ranks + row.rank, row.base_model_id
         rank = min(ranks, COMPOSED_RANK_MAX)
         lines.append(rank_and_base(rank, base) + (f" (recompressed from {ranks})" if ranks > rank else ""))
-        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run)
+        receipt = await agreed(desk, signer, run, lines, sending=sending)
         return _sent("composed", receipt, receipt.adapter_id, signer) | {
             "parents": ["0x" + adapter_id.hex() for adapter_id in ids],
             "weights": list(parts),

@@ -12,18 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from citrate_node.cli.adapter_options import (
-    CHAIN_ID,
-    CONTRACT,
-    DIR,
-    KEY_FILE,
-    RPC_URL,
-    STORES,
-    WALLET,
-    signer_of,
-)
+from citrate_node.cli.adapter_options import STORES, Chain, Signing, bundled
 from citrate_node.cli.adapter_read import app
-from citrate_node.cli.wallet import JSON, KEYSTORE, PASSWORD_FILE
+from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
     from citrate_node.runtime.adapters import AdapterDesk, Place
@@ -67,6 +58,7 @@ class _Said:
 
 
 @app.command()
+@bundled
 def card(
     target: str = typer.Argument(
         ..., metavar="ID[@VERSION]|FOLDER", help="An adapter on chain, or a PEFT folder of yours."
@@ -83,14 +75,8 @@ def card(
     tags: list[str] = typer.Option([], "--tag", help="Beside lora and citrate. Repeat it for more."),
     out: Path | None = typer.Option(None, "--out", help="Of an ID: folder to write to. Default: print it."),
     stores: list[Path] = STORES,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    keystore: Path = KEYSTORE,
-    wallet: str = WALLET,
-    password_file: Path | None = PASSWORD_FILE,
-    key_file: Path | None = KEY_FILE,
+    chain: Chain = Chain(),
+    signing: Signing = Signing(),
     json_lines: bool = JSON,
 ) -> None:
     """Write the adapter card: README.md with Hugging Face front matter, and provenance.json for machines.
@@ -110,9 +96,9 @@ def card(
     said = _Said(intended_use, limitations, licence, data, data_licence, tuple(tags))
     local = Path(target)
     if not local.exists():
-        if said != _Said("", "", "", "", "", ()) or wallet or key_file or adapter:
+        if said != _Said("", "", "", "", "", ()) or signing.wallet or signing.key_file or adapter:
             raise ConfigError(f"{target} is no folder here\n  what an author says is added to a folder")
-        found = _of_chain(_place(folder, rpc_url, contract, chain_id, stores), target)
+        found = _of_chain(chain.place(stores), target)
         if out is not None:
             _write(out, found, None)
         if json_lines:
@@ -126,11 +112,11 @@ def card(
         raise ConfigError("--out goes with an ID; the card of a folder is written into it")
     if not local.is_dir():
         raise ConfigError(f"{local} is a file\n  give the PEFT folder that it is in")
-    place = _place(folder, rpc_url, contract, chain_id, stores) if adapter else None
+    place = chain.place(stores) if adapter else None
     known, creators = _of_folder(local, adapter, base_model, place)
     full = said.added_to(known)
-    if wallet or key_file is not None:
-        signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
+    if signing.wallet or signing.key_file is not None:
+        signer = signing.signer(json_lines=json_lines)
         full = _signed(full, signer.account, creators, signer.key)
     _write(local, full, known)
     where = _kept(place, stores, full)
@@ -143,12 +129,10 @@ def card(
 
 
 @app.command()
+@bundled
 def lineage(
     reference: str = typer.Argument(..., metavar="ID[@VERSION]", help="An adapter, and a version."),
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Show the tree of compositions above an adapter, down to trained weights and their base model."""
@@ -157,7 +141,7 @@ def lineage(
     from citrate_node.runtime.adapters_card import lineage_of
 
     adapter_id, number = adapter_reference(reference)
-    place = _place(folder, rpc_url, contract, chain_id, [])
+    place = chain.place()
     tree = _asked(place, lambda desk: lineage_of(desk, adapter_id, number))
     if json_lines:
         print_json({"type": "lineage", **dataclasses.asdict(tree)})
@@ -179,12 +163,6 @@ def _tree(node: LineageFacts, lead: str = "", below: str = "") -> list[str]:
         last = place == len(node.parents)
         lines += _tree(parent, below + ("└── " if last else "├── "), below + ("    " if last else "│   "))
     return lines
-
-
-def _place(folder: Path, rpc_url: str, contract: str, chain_id: int, stores: list[Path]) -> Place:
-    from citrate_node.runtime.adapters import place_of
-
-    return place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores)
 
 
 def _asked(place: Place, read: Any) -> Any:

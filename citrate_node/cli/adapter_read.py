@@ -10,16 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from citrate_node.cli.adapter_options import (
-    CHAIN_ID,
-    CONTRACT,
-    DIR,
-    GATEWAYS,
-    LIMIT,
-    OFFSET,
-    RPC_URL,
-    STORES,
-)
+from citrate_node.cli.adapter_options import GATEWAYS, LIMIT, OFFSET, STORES, Chain, bundled
 from citrate_node.cli.adapter_send import asked
 from citrate_node.cli.wallet import JSON
 
@@ -46,17 +37,15 @@ SHOWN_DIFFERENCES = 10
 
 
 @app.command()
+@bundled
 def show(
     adapter: str = _ID,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Show an adapter, its latest versions, and the tree of adapters that it was composed from."""
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import id_bytes, place_of
+    from citrate_node.runtime.adapters import id_bytes
 
     adapter_id = id_bytes(adapter, "adapter id")
 
@@ -66,7 +55,7 @@ def show(
         rows = await desk.history(adapter_id, first, SHOWN_VERSIONS)
         return row, rows, await desk.lineage(adapter_id)
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     row, versions, tree = asked(place, read)
     if json_lines:
         print_json(adapter_facts(row))
@@ -85,6 +74,7 @@ def show(
 
 
 @app.command(name="list")
+@bundled
 def list_adapters(
     base_model: str = typer.Option(
         "",
@@ -94,10 +84,7 @@ def list_adapters(
     ),
     offset: int = OFFSET,
     limit: int = LIMIT,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """List adapters in the order of their creation, a page at a time.
@@ -105,10 +92,9 @@ def list_adapters(
     With --base-model one page looks at 1,000 adapters at most, and says where to go on.
     """
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import place_of
     from citrate_node.runtime.adapters_files import find_base
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     base_id = find_base(base_model, place.base_model)[0] if base_model else None
     rows, following = asked(place, lambda desk: desk.adapters(offset, limit, base_id))
     for row in rows:
@@ -129,26 +115,24 @@ def list_adapters(
 
 
 @app.command()
+@bundled
 def history(
     adapter: str = _ID,
     offset: int = OFFSET,
     limit: int = LIMIT,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """List the versions of an adapter from the oldest, a page at a time."""
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import id_bytes, place_of
+    from citrate_node.runtime.adapters import id_bytes
 
     adapter_id = id_bytes(adapter, "adapter id")
 
     async def read(desk: AdapterDesk) -> tuple[AdapterRow, list[VersionRow]]:
         return await desk.adapter(adapter_id), await desk.history(adapter_id, offset, limit)
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     row, versions = asked(place, read)
     following = offset + len(versions) if offset + len(versions) < row.version_count else None
     for version in versions:
@@ -167,15 +151,13 @@ def history(
 
 
 @app.command()
+@bundled
 def pull(
     reference: str = _REFERENCE,
     out: Path = typer.Option(..., "--out", help="Folder to write; it must be absent or empty."),
     stores: list[Path] = STORES,
     gateways: list[str] = GATEWAYS,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Get the weights of a version, check them against the chain, and write a PEFT folder.
@@ -187,16 +169,14 @@ def pull(
     """
     from citrate_node.cli.output import print_json
     from citrate_node.errors import ConfigError
-    from citrate_node.runtime.adapters import adapter_reference, place_of
+    from citrate_node.runtime.adapters import adapter_reference
     from citrate_node.runtime.adapters_card import pulled
     from citrate_node.runtime.adapters_files import write_peft_folder
 
     adapter_id, number = adapter_reference(reference)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} is there already and not an empty folder\n  give another --out")
-    place = place_of(
-        folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
-    )
+    place = chain.place(stores, gateways)
 
     got = asked(place, lambda desk: pulled(desk, adapter_id, number))
     write_peft_folder(out, got.file, got.provenance)
@@ -213,16 +193,14 @@ def pull(
 
 
 @app.command()
+@bundled
 def verify(
     local: Path = typer.Argument(..., metavar="FOLDER", help="A PEFT folder, or a weights file."),
     reference: str = _REFERENCE,
     complete: bool = typer.Option(False, "--complete", help="Fail also where the card lacks a field."),
     stores: list[Path] = STORES,
     gateways: list[str] = GATEWAYS,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Compare a folder with a version on chain; ends with 1 and names what differs.
@@ -234,15 +212,13 @@ def verify(
     """
     from citrate_node.cli.output import print_json
     from citrate_node.errors import CitrateError
-    from citrate_node.runtime.adapters import adapter_reference, place_of
+    from citrate_node.runtime.adapters import adapter_reference
     from citrate_node.runtime.adapters_card import check_folder
     from citrate_node.runtime.adapters_files import decoded, file_differences, read_adapter
     from citrate_node.runtime.adapters_weights import WeightsMismatch, differences
 
     adapter_id, number = adapter_reference(reference)
-    place = place_of(
-        folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores, gateways=gateways
-    )
+    place = chain.place(stores, gateways)
 
     async def read(desk: AdapterDesk) -> tuple[AdapterRow, VersionRow, bytes | None, AdapterFile, CardReport]:
         version = await desk.version(adapter_id, number)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import typer
 
-from citrate_node.cli.adapter_options import Signer
+from citrate_node.cli.adapter_options import Sending, Signer
 
 if TYPE_CHECKING:
     from citrate_node.chain.contract_types import Receipt
@@ -53,16 +53,15 @@ async def agreed(
     run: DryRun,
     lines: list[str],
     *,
-    yes: bool,
-    dry_run: bool,
+    sending: Sending,
     before: Callable[[], None] | None = None,
 ) -> Receipt:
     """Show, ask, unlock, do what must come `before` (such as storing), send. A dry run ends here, with 0."""
-    if dry_run:
+    if sending.dry_run:
         _show_dry_run(run, desk, lines, signer.json_lines)
         raise typer.Exit(0)
     if not signer.json_lines:
-        confirm(run, desk.place, desk.factory.chain_id, lines, ask=not yes)
+        confirm(run, desk.place, desk.factory.chain_id, lines, ask=not sending.yes)
     key = await asyncio.to_thread(signer.key)
     if before is not None:
         await asyncio.to_thread(before)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, GATEWAYS, RPC_URL, STORES
+from citrate_node.cli.adapter_options import GATEWAYS, STORES, Chain, bundled
 from citrate_node.cli.adapter_read import app
 from citrate_node.cli.wallet import JSON
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@bundled
 def serve(
     config: Path | None = typer.Option(
         None, "--config", help="TOML: [server], [limits], [stores], [[local]], [access]."
@@ -42,10 +43,7 @@ def serve(
     ),
     stores: list[Path] = STORES,
     gateways: list[str] = GATEWAYS,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Serve one base with an adapter per request, many adapters in one pass, over OpenAI's completions API.
@@ -59,7 +57,6 @@ def serve(
     The config says who may use what: `access.creators` and `access.adapters` (empty: any of this base),
     `access.keys` with name and sha256 per caller; and the limits of requests.
     """
-    from citrate_node.runtime.adapters import place_of
     from citrate_node.runtime.devnet_folder import DevnetFolder
     from citrate_node.runtime.serving_config import load_serve_config
     from citrate_node.runtime.serving_config import new_key as make_key
@@ -87,14 +84,10 @@ def serve(
     settings = dataclasses.replace(settings, server=server, local=(*settings.local, *map(_local, local)))
     settings.require_safe()
     place = None
-    if rpc_url or not settings.local or DevnetFolder(folder.resolve()).exists:
-        place = place_of(
-            folder,
-            rpc_url=rpc_url,
-            contract=contract,
-            chain_id=chain_id,
-            stores=stores or [Path(each) for each in settings.stores.folders],
-            gateways=gateways or settings.stores.gateways,
+    if chain.rpc_url or not settings.local or DevnetFolder(chain.folder.resolve()).exists:
+        place = chain.place(
+            stores or [Path(each) for each in settings.stores.folders],
+            gateways or settings.stores.gateways,
         )
     asyncio.run(_serve(settings, place, load, threads, json_lines))
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, RPC_URL, STORES
+from citrate_node.cli.adapter_options import STORES, Chain, bundled
 from citrate_node.cli.adapter_read import app
 from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
     from citrate_node.protocol.adapter import AdapterWeights
-    from citrate_node.runtime.adapters import AdapterDesk, Place
+    from citrate_node.runtime.adapters import AdapterDesk
     from citrate_node.runtime.adapters_screen import Norms
     from citrate_node.training.provenance import Provenance
 
@@ -28,16 +28,14 @@ KNOWN_MAX = 32
 
 
 @app.command()
+@bundled
 def merge(
     target: str = _TARGET,
     out: Path = typer.Option(..., "--out", help="Folder of the merged model; it must be absent or empty."),
     base: str = typer.Option("embedded", "--base", help="`embedded`, a folder or a hub name."),
     dtype: str = typer.Option("float32", "--dtype", help="float32, float16 or bfloat16."),
     stores: list[Path] = STORES,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Merge an adapter into its base model: nothing is left to slow it down.
@@ -56,7 +54,7 @@ def merge(
     if dtype not in ("float32", "float16", "bfloat16"):
         raise ConfigError(f"--dtype {dtype!r}: give float32, float16 or bfloat16")
     model = BaseModel.load(base)
-    weights, provenance = _loaded(target, base, folder, rpc_url, contract, chain_id, stores)
+    weights, provenance = _loaded(target, base, chain, stores)
     require_base(weights, model.base_model_id, target)
     require_fit(weights, model, target)
     result = merge_adapter(model, weights, provenance, out, cast("Dtype", dtype))
@@ -68,14 +66,12 @@ def merge(
 
 
 @app.command()
+@bundled
 def screen(
     target: str = _TARGET,
     known: list[Path] = typer.Option([], "--known", help="PEFT folder of a trusted adapter (repeated)."),
     stores: list[Path] = STORES,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """Look for what is odd about a stranger's adapter, before anything loads it; ends with 1 if there is.
@@ -105,7 +101,7 @@ def screen(
         from citrate_node.runtime.adapters import adapter_reference
         from citrate_node.runtime.adapters_card import pulled
 
-        place = _place(folder, rpc_url, contract, chain_id, stores)
+        place = chain.place(stores)
         adapter_id, number = adapter_reference(target)
         got = asked(place, lambda desk: pulled(desk, adapter_id, number))
         others += asked(place, lambda desk: _norms_on_chain(desk, adapter_id, got.row.base_model_id))
@@ -156,15 +152,7 @@ def _names_base(path: Path) -> bool:
     return True
 
 
-def _place(folder: Path, rpc_url: str, contract: str, chain_id: int, stores: list[Path]) -> Place:
-    from citrate_node.runtime.adapters import place_of
-
-    return place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id, stores=stores)
-
-
-def _loaded(
-    target: str, base: str, folder: Path, rpc_url: str, contract: str, chain_id: int, stores: list[Path]
-) -> tuple[AdapterWeights, Provenance]:
+def _loaded(target: str, base: str, chain: Chain, stores: list[Path]) -> tuple[AdapterWeights, Provenance]:
     """A folder as it is, or a version that was checked against the chain."""
     from citrate_node.runtime.adapters import adapter_reference, default_limits
     from citrate_node.runtime.adapters_card import folder_provenance, pulled
@@ -177,6 +165,6 @@ def _loaded(
     from citrate_node.cli.adapter_send import asked
 
     adapter_id, number = adapter_reference(target)
-    place = _place(folder, rpc_url, contract, chain_id, stores)
+    place = chain.place(stores)
     got = asked(place, lambda desk: pulled(desk, adapter_id, number))
     return got.file.weights, got.provenance

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import typer
 
-from citrate_node.cli.adapter_options import CHAIN_ID, CONTRACT, DIR, RPC_URL
+from citrate_node.cli.adapter_options import Chain, bundled
 from citrate_node.cli.base_chain import add_to, id_typed, show_registered
 
 app = typer.Typer(no_args_is_help=True, help="The base model that adapters are trained beside.")
@@ -31,16 +31,14 @@ def show_id(base: str = _BASE, json_lines: bool = _JSON) -> None:
 
 
 @app.command()
+@bundled
 def show(
     base: str = typer.Argument(
         "embedded",
         help='"embedded", a directory that transformers loads, a hub name, or an id: what is said on chain.',
     ),
     rank: int = typer.Option(8, "--rank", help="Rank of the adapter whose size is shown."),
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = _JSON,
 ) -> None:
     """Show what a base is, and how large an adapter on all its linear layers would be.
@@ -49,7 +47,7 @@ def show(
     """
     base_id = id_typed(base)
     if base_id is not None:
-        show_registered(base_id, folder, rpc_url, contract, chain_id, json_lines=json_lines)
+        show_registered(base_id, chain, json_lines=json_lines)
         return
     from citrate_node.cli.output import print_json
     from citrate_node.training.base_model import BaseModel

@@ -6,26 +6,13 @@ about it only the id is proof against lies. cli/base.py adds these commands to i
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from citrate_node.cli.adapter_options import (
-    CHAIN_ID,
-    CONTRACT,
-    DIR,
-    DRY_RUN,
-    KEY_FILE,
-    LIMIT,
-    OFFSET,
-    RPC_URL,
-    WALLET,
-    YES,
-    signer_of,
-)
+from citrate_node.cli.adapter_options import LIMIT, OFFSET, Chain, Sending, Signing, bundled
 from citrate_node.cli.adapter_send import agreed, asked, sent, transaction_line
-from citrate_node.cli.wallet import JSON, KEYSTORE, PASSWORD_FILE
+from citrate_node.cli.wallet import JSON
 
 if TYPE_CHECKING:
     from citrate_node.chain.contract_types import BaseModelRow
@@ -38,6 +25,7 @@ def add_to(app: typer.Typer) -> None:
     app.command(name="list")(list_bases)
 
 
+@bundled
 def register(
     base: str = typer.Argument(
         ..., metavar="BASE", help="`embedded`, a folder, a hub name, or the id itself (64 hex digits)."
@@ -50,16 +38,9 @@ def register(
     size_bytes: int = typer.Option(
         0, "--size", min=0, max=2**64 - 1, help="Bytes of all tensors. Default: as the files have them."
     ),
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
-    keystore: Path = KEYSTORE,
-    wallet: str = WALLET,
-    password_file: Path | None = PASSWORD_FILE,
-    key_file: Path | None = KEY_FILE,
-    yes: bool = YES,
-    dry_run: bool = DRY_RUN,
+    chain: Chain = Chain(),
+    signing: Signing = Signing(),
+    sending: Sending = Sending(),
     json_lines: bool = JSON,
 ) -> None:
     """Register a base model, so that adapters can be created for it. Once and for good: nobody can change it.
@@ -67,11 +48,10 @@ def register(
     Id, licence and size are computed from the files; name them all yourself where you have only the id.
     """
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import place_of
 
     base_id, said = _said(base, {"name": name, "licence": licence, "size_bytes": size_bytes})
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
-    signer = signer_of(keystore, wallet, password_file, key_file, json_lines=json_lines)
+    place = chain.place()
+    signer = signing.signer(json_lines=json_lines)
 
     async def act(desk: AdapterDesk) -> dict[str, Any]:
         arguments = (base_id, said["name"], uri, said["licence"], said["size_bytes"])
@@ -80,7 +60,7 @@ def register(
             f"{said['name']!r} 0x{base_id.hex()}",
             f"licence {said['licence']}, {said['size_bytes']:,} bytes, uri {uri or 'none'}",
         ]
-        receipt = await agreed(desk, signer, run, lines, yes=yes, dry_run=dry_run)
+        receipt = await agreed(desk, signer, run, lines, sending=sending)
         row = await desk.factory.base_model(base_id)
         return base_facts(row) | sent("base_registered", receipt, signer)
 
@@ -92,20 +72,17 @@ def register(
     typer.echo(transaction_line(facts))
 
 
+@bundled
 def list_bases(
     offset: int = OFFSET,
     limit: int = LIMIT,
-    folder: Path = DIR,
-    rpc_url: str = RPC_URL,
-    contract: str = CONTRACT,
-    chain_id: int = CHAIN_ID,
+    chain: Chain = Chain(),
     json_lines: bool = JSON,
 ) -> None:
     """List the base models that are registered on chain, a page at a time."""
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import place_of
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     rows, following = asked(place, lambda desk: desk.base_models(offset, limit))
     for row in rows:
         if json_lines:
@@ -120,14 +97,11 @@ def list_bases(
         typer.echo("no base models here")
 
 
-def show_registered(
-    base_id: bytes, folder: Path, rpc_url: str, contract: str, chain_id: int, *, json_lines: bool
-) -> None:
+def show_registered(base_id: bytes, chain: Chain, *, json_lines: bool) -> None:
     """What the chain says of a base model. Raises ContractRefusal(UnknownBaseModel)."""
     from citrate_node.cli.output import print_json
-    from citrate_node.runtime.adapters import place_of
 
-    place = place_of(folder, rpc_url=rpc_url, contract=contract, chain_id=chain_id)
+    place = chain.place()
     facts = base_facts(asked(place, lambda desk: desk.base_model(base_id)))
     if json_lines:
         print_json(facts)

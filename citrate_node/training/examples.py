@@ -204,7 +204,7 @@ def _unlike(learnt: Rows, held: Rows, base: BaseModel, similarity: float | None)
     def text(row: Rows) -> str:
         tokens = row[row != PAD]
         if tokenizer is None:
-            return tokens.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
+            return bytes(tokens.astype(np.uint8)).decode("utf-8", errors="replace")
         return str(tokenizer.decode(tokens))
 
     near = NearDuplicates(similarity)

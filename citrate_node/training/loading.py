@@ -46,7 +46,10 @@ def load_model(
             "ignore_mismatched_sizes": True,  # a head for other labels is made anew
         }
     if quantization == "nf4":
-        options |= {"quantization_config": _nf4(device), "device_map": {"": device}}
+        options |= {"quantization_config": _nf4(device)}
+    if quantization == "nf4" or "quantization_config" in base.config:  # such a model is not moved afterwards
+        require_bitsandbytes()
+        options |= {"device_map": {"": device}}
     try:
         model, info = auto_class(objective).from_pretrained(
             base.directory,
@@ -64,7 +67,7 @@ def load_model(
             "  give the folder with its language model head, or texts with labels"
         )
     model.requires_grad_(False)
-    if quantization == "none":
+    if quantization == "none" and "quantization_config" not in base.config:
         return model.to(device)
     for module in model.modules():
         # on some CPUs bitsandbytes packs a layer anew, in bfloat16, when it is first used for measuring:
