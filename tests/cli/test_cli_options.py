@@ -9,7 +9,6 @@ from typer.testing import CliRunner
 
 from citrate_node.cli.adapter_options import Chain, Sending, Signing, bundled
 
-
 CHAIN, SIGNING, SENDING = Chain(), Signing(), Sending()
 
 
