@@ -1,12 +1,13 @@
 """The mean of deltas against memory bandwidth and Flower, its memory at 1,000 signals, and the rules' cost.
 
-    python benchmarks/aggregation_speed.py
+    python benchmarks/aggregation_speed.py [--json FILE]
 
-Flower is measured where it is installed (it is no dependency).
+Flower is measured where it is installed (it is no dependency). mathematics.py runs this among others.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import tracemalloc
@@ -20,7 +21,7 @@ os.environ.pop("OPENBLAS_L2_SIZE", None)
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 import numpy as np  # noqa: E402
-from mathematics_timing import VALUES, Row, below, best_seconds, compared, table  # noqa: E402
+from mathematics_timing import VALUES, Row, as_json, below, best_seconds, compared, table  # noqa: E402
 
 from citrate_node.protocol.adapter import AdapterConfig, AdapterWeights, factor_names, from_tensors  # noqa: E402
 from citrate_node.protocol.aggregation import BATCH_BYTES_MAX, integer_weights, weighted_mean  # noqa: E402
@@ -142,4 +143,9 @@ def _flower_rule(name: str, values: list[np.ndarray]) -> float | None:
 
 
 if __name__ == "__main__":
-    print(table(measure()))
+    load_before = os.getloadavg()[0]
+    measured = measure()
+    print(table(measured))
+    if "--json" in sys.argv:
+        result = {"load_before": load_before, "load_after": os.getloadavg()[0], "rows": as_json(measured)}
+        Path(sys.argv[sys.argv.index("--json") + 1]).write_text(json.dumps(result, indent=1) + "\n")

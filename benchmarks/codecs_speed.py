@@ -40,7 +40,7 @@ def measure() -> list[Row]:
     rows = []
     accumulator = np.zeros(VALUES, dtype=np.int64)
     encode: dict[str, float] = {}
-    for name in ("int8", "int4", "topk_1", "topk"):
+    for name in ("int8", "int4", "topk_1", "topk_8", "topk_48"):
         chosen = codec(name)
         payloads = [chosen.encode(source) for source in sources]
         encode[name] = rate(partial(_each, chosen.encode, sources))
@@ -50,12 +50,20 @@ def measure() -> list[Row]:
             rows.append(compared("int8 decode and add", add, "GB/s", "memcpy", memcpy, 0.5))
         elif name == "int4":
             rows.append(compared("int4 decode and add", add, "GB/s", "memcpy", memcpy, 0.0))
+        else:
+            rows.append(compared(f"{name} decode and add", add, "GB/s", "memcpy", memcpy, 0.0))
     nf4 = _nf4_rate(sources)
     rows.append(compared("int4 encode", encode["int4"], "GB/s", "bitsandbytes NF4, blocks of 64", nf4, 10))
-    overall, blocks = _topk_rates(sources)
+    overall, blocks = _topk_rates(sources, VALUES // 100, 41)
     ours = encode["topk_1"]
     rows.append(compared("topk 1 % encode", ours, "GB/s", "torch.topk of the whole", overall, 5))
     rows.append(compared("topk 1 % encode", ours, "GB/s", "torch.topk of blocks of 4096", blocks, 0))
+    for name, kept in (("topk_8", 320), ("topk_48", 1966)):
+        overall, blocks = _topk_rates(sources, VALUES * kept // 4096, kept)
+        rows.append(compared(f"{name} encode", encode[name], "GB/s", "torch.topk of the whole", overall, 1))
+        rows.append(
+            compared(f"{name} encode", encode[name], "GB/s", "torch.topk of blocks of 4096", blocks, 0)
+        )
     return rows
 
 
@@ -81,8 +89,8 @@ def _nf4_rate(sources: list[np.ndarray]) -> float | None:
     return 4 * VALUES / seconds / 1e9
 
 
-def _topk_rates(sources: list[np.ndarray]) -> tuple[float | None, float | None]:
-    """Only the selection; ours also quantizes and packs."""
+def _topk_rates(sources: list[np.ndarray], whole: int, kept: int) -> tuple[float | None, float | None]:
+    """Of the whole vector, and of blocks. Only the selection; ours also quantizes and packs."""
     try:
         import torch
     except ImportError:
@@ -90,9 +98,9 @@ def _topk_rates(sources: list[np.ndarray]) -> tuple[float | None, float | None]:
     torch.set_num_threads(1)
     tensor = torch.from_numpy(sources[0])
     blocks = tensor.view(-1, 4096)
-    whole = best_seconds(lambda: tensor.abs().topk(VALUES // 100), repeats=3)
-    parts = best_seconds(lambda: blocks.abs().topk(41, dim=1), repeats=3)
-    return 4 * VALUES / whole / 1e9, 4 * VALUES / parts / 1e9
+    at_once = best_seconds(lambda: tensor.abs().topk(whole), repeats=3)
+    parts = best_seconds(lambda: blocks.abs().topk(kept, dim=1), repeats=3)
+    return 4 * VALUES / at_once / 1e9, 4 * VALUES / parts / 1e9
 
 
 if __name__ == "__main__":

@@ -45,15 +45,16 @@ def below(claim: str, ours: float, unit: str, target: float) -> Row:
 def best_seconds(run: Callable[[], object], repeats: int = 5, seconds_min: float = 1.5) -> float:
     """The least of some runs after one that is not counted: what the machine can do when left alone.
 
-    Short runs are repeated for `seconds_min`, so that other work on the machine misses one of them.
+    Seconds of this process on its one core, since other work would otherwise be measured, too; short runs are
+    repeated for `seconds_min`, so that it also disturbs the caches of one of them less.
     """
     run()
     gc.collect()
     best, spent, done = float("inf"), 0.0, 0
     while done < repeats or spent < seconds_min:
-        start = time.perf_counter()
+        start = time.process_time()
         run()
-        elapsed = time.perf_counter() - start
+        elapsed = time.process_time() - start
         best, spent, done = min(best, elapsed), spent + elapsed, done + 1
     return best
 
