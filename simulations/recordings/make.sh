@@ -23,20 +23,25 @@ keep() { # NAME: what the devnet recorded, if it comes out the same again
 }
 
 ordinary() {
-    devnet ordinary 3 3
+    devnet ordinary 3 2
     wait "$running"
     keep ordinary
 }
 
-withheld() { # node 4 is killed when it has announced its delta of checkpoint 2, and before it may serve it
-    devnet withheld 4 3
-    until grep '"announced"' withheld.jsonl | grep '"checkpoint": 2' | grep -q '"node": 4'; do
+withheld() { # node 4 is killed when it has announced its delta, and kept down until that checkpoint is committed
+    devnet withheld 4 2
+    until grep '"announced"' withheld.jsonl | grep -q '"node": 4'; do
         sleep 0.1
         kill -0 "$running"
     done
-    kill -9 "$(pgrep -f -- "--config $work/withheld/node-4/node.toml")"
+    number="$(grep '"announced"' withheld.jsonl | sed -n '/"node": 4/s/.*"checkpoint": \([0-9]*\).*/\1/p' | head -1)"
+    until grep -q "\"type\": \"checkpoint\", \"number\": $number" withheld.jsonl; do
+        for process in $(pgrep -f -- "--config $work/withheld/node-4/node.toml"); do kill -9 "$process" || true; done
+        sleep 1
+        kill -0 "$running"
+    done
     wait "$running"
-    grep -q '"number": 2, .*"withheld": 1' withheld.jsonl
+    grep -q '"type": "checkpoint".*"withheld": 1' withheld.jsonl
     keep withheld
 }
 
