@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import binding, ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -24,8 +24,17 @@ LANES = 16
 """32-bit sums held in one vector."""
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
-_PAIRS, _HALF, _SUMS = ir.VectorType(_I16, 2 * LANES), ir.VectorType(_I16, LANES), ir.VectorType(_I32, LANES)
-_HAS_PAIRS = bool(binding.get_host_cpu_features().get("avx512bw"))
+_PAIRS, _SUMS = ir.VectorType(_I16, 2 * LANES), ir.VectorType(_I32, LANES)
+
+
+def _has_pairs() -> bool:
+    """Whether code is compiled for this processor, as it is unless numba is told otherwise, and it has the
+    instruction."""
+    is_own = not config.CPU_NAME and config.CPU_FEATURES is None and config.ENABLE_AVX
+    return bool(is_own and binding.get_host_cpu_features().get("avx512bw"))
+
+
+_HAS_PAIRS = _has_pairs()
 
 
 def _add_products(builder: Any, total: Any, left: Any, right: Any) -> Any:
