@@ -57,6 +57,7 @@ def serve(
     The config says who may use what: `access.creators` and `access.adapters` (empty: any of this base),
     `access.keys` with name and sha256 per caller; and the limits of requests.
     """
+    from citrate_node.errors import ConfigError
     from citrate_node.runtime.devnet_folder import DevnetFolder
     from citrate_node.runtime.serving_config import load_serve_config
     from citrate_node.runtime.serving_config import new_key as make_key
@@ -81,7 +82,10 @@ def serve(
         port=port if port >= 0 else known.port,
         record=record or known.record,
     )
-    settings = dataclasses.replace(settings, server=server, local=(*settings.local, *map(_local, local)))
+    try:
+        settings = dataclasses.replace(settings, server=server, local=(*settings.local, *map(_local, local)))
+    except ValueError as error:  # one name twice, here and in the file
+        raise ConfigError(f"--local: {error}") from None
     settings.require_safe()
     place = None
     if chain.rpc_url or not settings.local or DevnetFolder(chain.folder.resolve()).exists:

@@ -134,9 +134,9 @@ async def test_a_local_folder_needs_no_chain_and_must_be_named(tmp_path: Path) -
     assert [each["error"]["code"] for each in found[2:]] == ["model_not_found"] * 2
 
 
-@pytest.mark.parametrize("text", ["mine", "=mine", "mine=", "a b=mine"])
-def test_a_local_folder_that_is_not_named_is_refused(user: User, text: str) -> None:
-    result = use(user, "serve", "--local", text)
+@pytest.mark.parametrize("text", [("mine",), ("=mine",), ("mine=",), ("a b=mine",), ("a=x", "a=y")])
+def test_a_local_folder_that_is_not_named_is_refused(user: User, text: tuple[str, ...]) -> None:
+    result = use(user, "serve", *(word for each in text for word in ("--local", each)))
     assert isinstance(result.exception, ConfigError)
 
 
