@@ -91,14 +91,23 @@ class Metrics:
         shifts = self.shifts(index, largest)
         half = (np.int64(1) << shifts >> 1)[:, None, None]
         root = self.roots[index].astype(np.float64)
+        is_short = int(largest.max()) * int(self.reach[index]) < 1 << 53
         turned = np.empty((count, features, rank))
         for start, stop in ranges(0, features, max(MULTIPLICATIONS_MAX // root.size, 1)):
-            part = values[:, start:stop]
-            high = ((part >> LOW_BITS).astype(np.float64) @ root).astype(np.int64)
-            low = ((part & ((1 << LOW_BITS) - 1)).astype(np.float64) @ root).astype(np.int64)
-            rounded = ((high << LOW_BITS) + low + half) >> shifts[:, None, None]
-            turned[:, start:stop] = rounded.clip(-TURNED_MAX, TURNED_MAX)
+            whole = _product(values[:, start:stop], root, is_short)
+            shortened = (whole + half) >> shifts[:, None, None]
+            turned[:, start:stop] = shortened.clip(-TURNED_MAX, TURNED_MAX)
         return turned.reshape(count, -1), self.exponents[index] + shifts
+
+
+def _product(values: Int64Array, root: Float64Array, is_short: bool) -> Int64Array:
+    """values @ root, exact: at once where float64 holds every sum, else in two parts of the values."""
+    if is_short:
+        return (values.astype(np.float64) @ root).astype(np.int64)
+    high = ((values >> LOW_BITS).astype(np.float64) @ root).astype(np.int64)
+    low = ((values & ((1 << LOW_BITS) - 1)).astype(np.float64) @ root).astype(np.int64)
+    whole: Int64Array = (high << LOW_BITS) + low
+    return whole
 
 
 def int8_products(
