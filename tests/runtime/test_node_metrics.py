@@ -68,6 +68,22 @@ def test_a_node_s_place_is_read_at_each_scrape() -> None:
     assert (second["citrate_peers",], second["citrate_head_block",]) == (1, 105)
 
 
+def test_the_document_names_every_metric_with_its_labels() -> None:
+    metrics = NodeMetrics()
+    node = Node(identity(0), CHAIN, network(4), opened_block=100)
+    metrics.watch(lambda: node, lambda: {"blocks": 1})
+    metrics.count_verdict(Verdict.ACCEPT, None)
+    served = {
+        (sample.name, ", ".join(sorted(sample.labels)))
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+        if not sample.name.endswith("_created")
+    }
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    rows = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| citrate_")]
+    assert {(row[0].strip(), ", ".join(sorted(row[1].replace(",", " ").split()))) for row in rows} == served
+
+
 def test_verdicts_and_training_are_counted_and_a_failed_run_counts_as_failed() -> None:
     metrics = NodeMetrics()
     before = shown(metrics.text().decode())
