@@ -27,10 +27,12 @@ def find_blob(digest: bytes, size_bytes: int) -> bytes | None:
     return BLOB if (digest, size_bytes) == (NAME.digest, NAME.size_bytes) else None
 
 
-async def pair(start_node: Any, until: Any, find: Any = find_blob, **settings: Any) -> tuple[Any, Any]:
+async def pair(
+    start_node: Any, until: Any, find: Any = find_blob, retry_ms: int = 20, **settings: Any
+) -> tuple[Any, Any]:
     """(fetching node, serving node), connected."""
     serving = await start_node(1, find_blob=find, **settings)
-    fetching = await start_node(2, peers=serving.addresses, blob_retry_ms=20)
+    fetching = await start_node(2, peers=serving.addresses, blob_retry_ms=retry_ms)
     await until(lambda: serving.peer_id in fetching.connected_peers())
     return fetching, serving
 
@@ -118,7 +120,7 @@ async def test_a_cancelled_fetch_keeps_what_has_arrived(start_node: Any, until: 
     serve_instead(stalling, stall)
     await fetching.connect(stalling.addresses[0])
     task = asyncio.create_task(fetch(fetching, stalling, tmp_path / "blob"))
-    await asyncio.sleep(0.4)
+    await until(lambda: fetching.counters().get("blob_bytes_received") == 700_000)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -175,7 +177,8 @@ async def test_a_busy_peer_is_asked_again(start_node: Any, until: Any, tmp_path:
 
 
 async def test_a_peer_has_only_so_many_transfers_at_once(start_node: Any, until: Any, tmp_path: Path) -> None:
-    fetching, serving = await pair(start_node, until, blobs_at_once_per_peer=1)
+    # the pauses double from this: four transfers one after the other, on a machine that may be busy
+    fetching, serving = await pair(start_node, until, retry_ms=500, blobs_at_once_per_peer=1)
     fetches = [asyncio.create_task(fetch(fetching, serving, tmp_path / f"{number}")) for number in range(4)]
     await asyncio.gather(*fetches)
     assert [(tmp_path / f"{number}").read_bytes() == BLOB for number in range(4)] == [True] * 4

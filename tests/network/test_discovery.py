@@ -30,7 +30,7 @@ async def test_hosts_in_a_line_that_each_know_one_address_all_find_each_other(
         line.append(await start_node(number, peers=line[-1].addresses[:1], peer_exchange_ms=400))
     everybody = {node.peer_id for node in line}
     for node in line:
-        await until(lambda node=node: {node.peer_id, *node.connected_peers()} == everybody, seconds=40)
+        await until(lambda node=node: {node.peer_id, *node.connected_peers()} == everybody, seconds=120)
 
 
 async def test_a_message_crosses_a_line_of_eight_hosts_that_may_not_connect_otherwise(

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import trio
+from libp2p.io.trio import TrioTCPStream
 
 from citrate_node.network.settings import REQUEST_PROTOCOL, NetworkStopped, PeerFailed
 
@@ -148,6 +149,32 @@ async def test_cancelled_requests_leave_the_connection_whole(start_node: Any, un
 
     await until(is_answered)
     assert answering.counters()["peers"] == 1
+    assert asking.counters().get("dials", 0) == 1, "the connection broke and was dialled again"
+
+
+async def test_a_write_that_is_cancelled_half_way_is_finished_first(
+    start_node: Any, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a link that takes its time, each cancellation falls between encrypting and sending."""
+    asking, answering = await pair(start_node, until, requests_at_once_per_peer=100, requests_at_once=100)
+    write, large = TrioTCPStream.write, list[int]()
+
+    async def write_slowly(self: Any, data: bytes) -> None:
+        if len(data) > 10_000:
+            large.append(len(data))
+            await trio.sleep(0.3)
+        await write(self, data)
+
+    monkeypatch.setattr(TrioTCPStream, "write", write_slowly)
+    for _ in range(3):
+        before = len(large)
+        task = asyncio.create_task(asking.request(answering.peer_id, bytes(60_000)))
+        await until(lambda before=before: len(large) > before)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, PeerFailed):
+            await task
+    monkeypatch.undo()
+    assert await asking.request(answering.peer_id, b"x") == b"answer to x"
     assert asking.counters().get("dials", 0) == 1, "the connection broke and was dialled again"
 
 
