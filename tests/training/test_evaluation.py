@@ -227,3 +227,19 @@ def test_what_cannot_be_measured_is_refused_by_name_with_what_to_do(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ConfigError, match=said):
         read_folder(good, base)
+
+
+def test_a_base_that_a_hub_holds_in_four_bits_is_trained_on_and_measured(tmp_path: Path) -> None:
+    """Its file is quantized already: nothing is asked for with --quantization."""
+    from citrate_node.training.loading import load_model
+
+    plain = llama(tmp_path / "plain")
+    load_model(plain, "causal", quantization="nf4").save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(tmp_path / "plain" / name, tmp_path / "base" / name)
+    base = BaseModel.load(str(tmp_path / "base"))
+    source = lines(tmp_path / "lines.jsonl")
+    train(run_of(base, source, tmp_path / "out", dataclasses.replace(SHORT, steps=6)))
+    wanted = EvaluationSettings((source,), source, 1e9, sequence_tokens=SHORT.sequence_tokens)
+    (found,) = evaluate([tmp_path / "out"], base, wanted)
+    assert found.rows[0].loss < found.rows[0].loss_base
