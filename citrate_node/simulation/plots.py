@@ -71,7 +71,7 @@ def _loss(axes: Any, runs: Sequence[Run], *, by_bytes: bool) -> str:
         told.append(f"{label}: from {points[0].mean:.4g} to {points[-1].mean:.4g}")
     if len(names) > 1:
         _legend(axes)
-    axes.set_xlabel("megabytes sent, all links together" if by_bytes else "checkpoint")
+    axes.set_xlabel("megabytes sent" if by_bytes else "checkpoint")
     axes.set_ylabel("loss")
     until = f" after {across[-1]:.4g} MB" if by_bytes else f" after {length} checkpoints"
     return "; ".join(told) + until + _seeds_told(runs)

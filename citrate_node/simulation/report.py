@@ -27,7 +27,7 @@ ROWS_MAX = 120
 FIGURES = {
     "loss": "loss at the end",
     "loss_least": "least loss",
-    "bytes_sent": "bytes sent, all links together",
+    "bytes_sent": "bytes sent",
     "finality_ms_mean": "mean virtual ms from checkpoint to checkpoint",
     "finality_ms_max": "most virtual ms from checkpoint to checkpoint",
     "reputation_of_honest": "median reputation of honest nodes at the end",
