@@ -140,10 +140,17 @@ def test_a_run_against_its_expectations_is_a_failed_one(monkeypatch: pytest.Monk
     assert json.loads(lines[-1])["text"] == "loss is 0.09, expected below 0.05"
 
 
+def _heeds_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def test_ctrl_c_leaves_the_runs_that_are_done_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "citrate_node.cli.main", "simulate", str(HONEST), "--json"]
     command += ["--seeds", "1..500", "--out", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    # a shell's background job ignores SIGINT, and so would its children: this one must not
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heeds_ctrl_c
+    ) as process:
         assert process.stdout is not None
         done = 0
         while done < 2:
