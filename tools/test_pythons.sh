@@ -20,7 +20,7 @@ for version in 3.12 3.13; do
   if [ ! -e "$environment/.installed" ] || [ constraints.txt -nt "$environment/.installed" ]; then
     sh tools/setup_check.sh "$python"
     "$python" -m venv "$environment"
-    "$environment/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e . \
+    "$environment/bin/pip" install --quiet --disable-pip-version-check -c constraints.txt -e ".[parquet]" \
       hypothesis pytest pytest-asyncio pytest-timeout py-cid numba
     touch "$environment/.installed"
   fi

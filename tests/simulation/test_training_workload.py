@@ -18,6 +18,8 @@ from citrate_node.simulation.scenario import load_scenario
 from citrate_node.simulation.training_workload import TrainingOptions, TrainingWorkload
 from citrate_node.simulation.workload import EvaluateRequest, MeasureRequest, TrainRequest
 
+pytest.importorskip("torch", reason="other Pythons are tested without torch (tools/test_pythons.sh)")
+
 SMALL = TrainingOptions(
     rank=2, steps=2, batch_sequences=2, sequence_bytes=32, train_bytes=1024, held_out_bytes=256
 )
