@@ -22,11 +22,12 @@ from ..protocol.certificate import Validator
 from ..protocol.codecs import encode_delta
 from ..protocol.content_id import content_id
 from ..protocol.identifiers import ADAPTER_FACTORY_ADDRESS, network_id
-from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Message, sign_message
+from ..protocol.messages import Evaluation, Measurement, Message, sign_message
 from ..protocol.preset import ONE_PPM, Preset
 from ..protocol.state import genesis_state
 from ..protocol.state_transition import CheckpointInputs, Outcome, aggregate, process_checkpoint
 from ..protocol.tensors import weights_to_float32
+from .round_messages import signal_of
 from .synthetic import SyntheticTask
 from .workload import Values
 
@@ -217,20 +218,7 @@ class _Study:
                 continue
             data = encode_delta(state.codec, self.manifest, delta)
             content = content_id(data)
-            body = MentorshipSignal(
-                network_id=state.network_id,
-                author=identity.node_key,
-                adapter_id=state.adapter_id,
-                base_model_id=state.base_model_id,
-                target_checkpoint=state.next_number,
-                parent_weights_hash=state.weights_content.digest,
-                codec=state.preset.codec,
-                manifest_hash=self.manifest.hash,
-                delta_hash=content.digest,
-                delta_size_bytes=content.size_bytes,
-                examples=self.task.examples,
-            )
-            message = sign_message(identity.seed, body)
+            message = signal_of(state, identity, content, self.task.examples)
             files[content.digest] = data
             values[message.id] = (node, delta)
             signals.append(message)

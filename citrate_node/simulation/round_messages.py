@@ -15,7 +15,7 @@ import numpy as np
 
 from ..node.core import Identity
 from ..protocol.codecs import codec, decode_delta
-from ..protocol.content_id import content_id
+from ..protocol.content_id import ContentId, content_id
 from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Message, sign_message
 from ..protocol.preset import ONE_PPM
 from ..protocol.state import NetworkState
@@ -51,20 +51,7 @@ class Speakers:
             assert each.data is not None
             content = content_id(each.data)
             identity = self.identities[each.node]
-            body = MentorshipSignal(
-                network_id=state.network_id,
-                author=identity.node_key,
-                adapter_id=state.adapter_id,
-                base_model_id=state.base_model_id,
-                target_checkpoint=state.next_number,
-                parent_weights_hash=state.weights_content.digest,
-                codec=state.preset.codec,
-                manifest_hash=phase.manifest.hash,
-                delta_hash=content.digest,
-                delta_size_bytes=content.size_bytes,
-                examples=each.examples,
-            )
-            message = sign_message(identity.seed, body)
+            message = signal_of(state, identity, content, each.examples)
             signals.append(message)
             files[content.digest] = each.data
             by_signal[message.id] = each
@@ -142,6 +129,24 @@ class Speakers:
             )
             out.append(sign_message(identity.seed, body))
         return tuple(out)
+
+
+def signal_of(state: NetworkState, identity: Identity, content: ContentId, examples: int) -> Message:
+    """A node's signed announcement of a delta that was trained from the state's weights."""
+    body = MentorshipSignal(
+        network_id=state.network_id,
+        author=identity.node_key,
+        adapter_id=state.adapter_id,
+        base_model_id=state.base_model_id,
+        target_checkpoint=state.next_number,
+        parent_weights_hash=state.weights_content.digest,
+        codec=state.preset.codec,
+        manifest_hash=state.moving_manifest.hash,
+        delta_hash=content.digest,
+        delta_size_bytes=content.size_bytes,
+        examples=examples,
+    )
+    return sign_message(identity.seed, body)
 
 
 def _identity(seed: int, node: int) -> Identity:

@@ -34,7 +34,7 @@ from .round_tally import Tally
 from .rounds import ADAPTER_ID, Rounds, pool_of
 from .runs import OPTIONS_FILE, RESULT_FILE, forget_run
 from .training_workload import training_options
-from .variants import expanded
+from .variants import expanded, typed
 
 ENGINE = "rounds"
 _OPTIONS: dict[str, Any] = {
@@ -82,17 +82,7 @@ def load_rounds(path: Path, seed: int) -> list[RoundsScenario]:
 
 def _scenario(path: Path, variant: str, table: Mapping[str, Any], seed: int) -> RoundsScenario:
     where = f"{path}: {variant}" if variant else str(path)
-    values: dict[str, Any] = {}
-    for key in table:
-        if key not in _KEYS:
-            raise ConfigError(f"{where}: unknown key {key!r}\n  known are {', '.join(_KEYS)}, variants, grid")
-    for key, default in _KEYS.items():
-        value = table.get(key, default)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            raise ConfigError(f"{where}: {key} must be a {type(default).__name__}, is {value!r}")
-        values[key] = value
+    values = typed(where, table, _KEYS)
     if any(type(count) is not int or count < 1 for count in values["mixture"].values()):
         raise ConfigError(f"{where}: mixture must name attacks with how many nodes do them, from 1")
     if not 1 <= values["checkpoints"] <= 100_000:

@@ -19,7 +19,7 @@ from .attacks import ATTACKS, kinds_of
 from .cluster import ClusterOptions
 from .expectations import Expectations, expectations
 from .training_workload import TrainingOptions, training_options
-from .variants import expanded
+from .variants import expanded, typed
 
 _KEYS: dict[str, Any] = {
     "question": "",
@@ -124,7 +124,7 @@ def load_scenario(path: Path, seed: int, variant: str = "") -> Scenario:
 
 
 def _scenario(path: Path, where: str, variant: str, table: Mapping[str, Any], seed: int) -> Scenario:
-    values = _typed(where, table)
+    values = typed(where, table, _KEYS)
     nodes = values["nodes"]
     _check_ranges(where, values)
     for key in (*_DISHONEST, "slow_nodes", "late_nodes"):
@@ -150,21 +150,6 @@ def _scenario(path: Path, where: str, variant: str, table: Mapping[str, Any], se
         churn if churn.share_ppm else None,
         expectations(where, values["pass"]),
     )
-
-
-def _typed(where: str, table: Mapping[str, Any]) -> dict[str, Any]:
-    values = {}
-    for key in table:
-        if key not in _KEYS:
-            raise ConfigError(f"{where}: unknown key {key!r}\n  known are {', '.join(_KEYS)}, variants, grid")
-    for key, default in _KEYS.items():
-        value = table.get(key, default)
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if type(value) is not type(default):
-            raise ConfigError(f"{where}: {key} must be a {type(default).__name__}, is {value!r}")
-        values[key] = value
-    return values
 
 
 def _options(where: str, values: Mapping[str, Any], seed: int) -> ClusterOptions:

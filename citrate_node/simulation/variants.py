@@ -44,6 +44,25 @@ def expanded(path: Path, raw: Mapping[str, Any]) -> list[tuple[str, dict[str, An
     return runs
 
 
+def typed(where: str, table: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The table's values, and defaults where it has none. keys: key to default, whose type is asked for.
+
+    Raises ConfigError naming the key that is unknown or of another type.
+    """
+    for key in table:
+        if key not in keys:
+            raise ConfigError(f"{where}: unknown key {key!r}\n  known are {', '.join(keys)}, variants, grid")
+    values = {}
+    for key, default in keys.items():
+        value = table.get(key, default)
+        if isinstance(default, float) and type(value) is int:
+            value = float(value)
+        if type(value) is not type(default):
+            raise ConfigError(f"{where}: {key} must be a {type(default).__name__}, is {value!r}")
+        values[key] = value
+    return values
+
+
 def _changed(raw: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """The table with these keys changed; tables are changed key by key, and "set.codec" is one of set's."""
     out = {key: dict(value) if isinstance(value, dict) else value for key, value in raw.items()}
