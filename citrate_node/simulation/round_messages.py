@@ -19,7 +19,7 @@ from ..protocol.content_id import ContentId, content_id
 from ..protocol.messages import Evaluation, Measurement, MentorshipSignal, Message, sign_message
 from ..protocol.preset import ONE_PPM
 from ..protocol.state import NetworkState
-from ..protocol.state_transition import CheckpointInputs, aggregate
+from ..protocol.state_transition import Aggregation, CheckpointInputs, aggregate
 from ..protocol.tensors import delta_from_grid
 from .attacks import HONEST
 from .round_nodes import LIMITS, Phase, Sent
@@ -45,7 +45,10 @@ class Speakers:
         self.identities = [_identity(self.options.seed, i) for i in range(self.options.nodes)]
         self.place = {identity.node_key: i for i, identity in enumerate(self.identities)}
 
-    def inputs(self, state: NetworkState, phase: Phase, sent: Sequence[Sent]) -> CheckpointInputs:
+    def inputs(
+        self, state: NetworkState, phase: Phase, sent: Sequence[Sent]
+    ) -> tuple[CheckpointInputs, Aggregation]:
+        """Everything that is said in a checkpoint, and the candidate that it gives."""
         signals, files, by_signal = [], {}, {}
         for each in sent:
             assert each.data is not None
@@ -57,7 +60,8 @@ class Speakers:
             by_signal[message.id] = each
         evaluations = self._evaluations(state, phase, by_signal)
         made = CheckpointInputs(signals=tuple(signals), evaluations=evaluations, deltas=files)
-        return replace(made, measurements=self._measurements(state, made))
+        candidate = aggregate(state, made)
+        return replace(made, measurements=self._measurements(state, candidate)), candidate
 
     def _evaluations(
         self, state: NetworkState, phase: Phase, by_signal: Mapping[bytes, Sent]
@@ -103,9 +107,8 @@ class Speakers:
             for node, signal_id, improvement, examples in reports
         )
 
-    def _measurements(self, state: NetworkState, made: CheckpointInputs) -> tuple[Message, ...]:
+    def _measurements(self, state: NetworkState, candidate: Aggregation) -> tuple[Message, ...]:
         """By the honest of the committee: what dishonest ones may say here is another question."""
-        candidate = aggregate(state, made)
         members = sorted(self.place[key] for key in state.committee_keys)
         honest = [node for node in members if self.options.kinds[node] == HONEST]
         requests = [

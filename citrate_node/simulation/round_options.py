@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from ..errors import ConfigError
+from ..protocol.aggregation import WEIGHT_SUM
 from ..protocol.methods import moving_factor
 from ..protocol.preset import ONE_PPM, Preset
 from .attacks import COLLECTIVE, HONEST, check_attack, kinds_of
@@ -57,8 +58,10 @@ class RoundsOptions:
             check_attack(name)
         if self.mixture and (self.attack or sum(self.mixture.values()) >= self.nodes):
             raise ConfigError("mixture is in place of attack, and must leave some of the nodes honest")
-        if not 2 <= self.nodes <= 100_000:
-            raise ConfigError(f"nodes is {self.nodes}, must lie between 2 and 100,000")
+        if not 2 <= self.nodes <= WEIGHT_SUM:
+            raise ConfigError(
+                f"nodes is {self.nodes}, must lie between 2 and {WEIGHT_SUM:,}, of which weights are parts"
+            )
         if self.sharing not in SHARING:
             raise ConfigError(f"sharing is {self.sharing!r}, must be one of {', '.join(SHARING)}")
         if self.method not in METHODS:

@@ -31,7 +31,7 @@ from ..protocol.stack import average_products
 from ..protocol.state import NetworkState, genesis_state
 from ..protocol.state_transition import CheckpointInputs, Outcome, process_checkpoint
 from ..protocol.tensors import Int64Array, divide_toward_zero
-from .attacks import HONEST, collective_attacks
+from .attacks import COLLECTIVE, HONEST, collective_attacks
 from .metrics import NodeRow, node_rows
 from .round_messages import Speakers
 from .round_nodes import LIMITS, Phase, Sent, ShardNodes, product_error
@@ -63,7 +63,7 @@ class Here:
 
 @dataclass
 class Rounds:
-    """A run. `checkpoints()` gives its rounds; `recorded` is told of every voted outcome."""
+    """A run. `checkpoints()` gives its rounds; `on_outcome` hears of each that would be voted on."""
 
     options: RoundsOptions
     shards: Shards
@@ -106,8 +106,8 @@ class Rounds:
         drawn = sorted(self.speakers.place[key] for key in state.mentors)
         phase = Phase(number, state.weights, state.moving_manifest, state.preset.codec)
         sent = self._announced(phase, drawn)
-        inputs = self.speakers.inputs(state, phase, sent)
-        outcome = process_checkpoint(state, inputs)
+        inputs, candidate = self.speakers.inputs(state, phase, sent)
+        outcome = process_checkpoint(state, inputs, candidate)
         self.state, self.adapter = outcome.state, outcome.state.weights
         if self.on_outcome is not None:
             self.on_outcome(number, outcome, inputs)
@@ -176,6 +176,8 @@ class Rounds:
             answers = self.shards.ask(dict.fromkeys(share_of, ("learnt", ())))
             learnt = {node: delta for part in answers.values() for node, delta in sorted(part.items())}
             ordered = {node: learnt[node] for node in nodes}
+            # where no honest mentor was drawn they have nothing to go by, and send what they learnt
+            instead = {node: ordered[node] for node in nodes if self.options.kinds[node] in COLLECTIVE}
             if any(self.options.kinds[node] == HONEST for node in nodes):
                 instead = collective_attacks(self.options.kinds, ordered, self.options.seed, phase.checkpoint)
         answers = self.shards.ask(

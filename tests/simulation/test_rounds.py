@@ -140,6 +140,19 @@ def test_reputation_keeps_harmful_deltas_out_of_the_average(attack: str) -> None
     assert done[-1].loss < unguarded[-1].loss
 
 
+def test_attackers_among_themselves_have_nobody_to_copy() -> None:
+    alone = options(
+        attack="copier",
+        attack_share_ppm=900_000,
+        preset=replace(PRESET, mentors_per_checkpoint=1),
+        checkpoints=6,
+    )
+    _, done = rounds(alone)
+    senders = [row.kind for each in done for row in each.nodes if row.signal_bytes]
+    assert len(senders) == 6
+    assert "copier" in senders
+
+
 def test_of_a_delta_and_its_copy_one_weighs_nothing() -> None:
     _, done = rounds(options(attack="copier", attack_share_ppm=250_000, checkpoints=1))
     copies = [row for row in done[0].nodes if row.outcome == "copy"]
@@ -232,7 +245,8 @@ def test_adaptive_stacks_only_where_the_deltas_disagree() -> None:
         ({"method": "stack"}, 'needs sharing = "equal"'),
         ({"attack_share_ppm": 1_000_000}, "must be below 1,000,000"),
         ({"sharing": "alone", "attack": "ipm"}, "nobody to attack"),
-        ({"nodes": 1}, "between 2 and 100,000"),
+        ({"nodes": 1}, "between 2 and 65,536"),
+        ({"nodes": 65_537}, "of which weights are parts"),
         ({"rate": 0.0}, "above 0 and at most 1"),
     ],
 )
