@@ -32,15 +32,16 @@ SIGNALS = 32
 INT8 = codec("int8")
 
 
-def large_adapter() -> AdapterWeights:
-    """24 layers, query and value, width 2048, rank 16; its B and A have VALUES values together."""
+def large_adapter(width: int = 2048) -> AdapterWeights:
+    """24 layers, query and value, rank 16; of width 2048 its B and A have VALUES values together, of width
+    4096 its B alone."""
     random = np.random.default_rng(0)
     tensors = {}
     for layer in range(24):
         for name in ("q_proj", "v_proj"):
             name_a, name_b = factor_names(f"model.layers.{layer}.self_attn.{name}")
-            tensors[name_a] = (random.standard_normal((16, 2048)) * 0.02).astype(np.float32)
-            tensors[name_b] = (random.standard_normal((2048, 16)) * 0.02).astype(np.float32)
+            tensors[name_a] = (random.standard_normal((16, width)) * 0.02).astype(np.float32)
+            tensors[name_b] = (random.standard_normal((width, 16)) * 0.02).astype(np.float32)
     return from_tensors(AdapterConfig(bytes(32), 16, 32, ("q_proj", "v_proj")), tensors)
 
 
@@ -58,7 +59,7 @@ def measure() -> list[Row]:
         compared(name, ours, unit, "reading their codes once", _reading(), 0.25),
         compared(name, ours, unit, "Flower, float32, all records held", _flower(values), 10),
         _memory_row(parent, files[0]),
-        *_rule_rows(parent),
+        *_rule_rows(large_adapter(4096)),
     ]
 
 
@@ -107,11 +108,12 @@ def _memory_row(parent: AdapterWeights, data: bytes) -> Row:
 
 
 def _rule_rows(parent: AdapterWeights) -> list[Row]:
-    """32 deltas of one factor against Flower's rules on as many float32 values, measured in the same run.
+    """32 deltas of one factor, VALUES values, against Flower's rules on as many of float32, in the same run.
 
     Krum works on updates, through the factor that stands still; Flower's works on the values themselves.
     """
     moving = parent.manifest.subset("lora_B")
+    assert moving.count == VALUES
     random = np.random.default_rng(2)
     values = [(random.standard_normal(moving.count) * 0.01).astype(np.float32) for _ in range(SIGNALS)]
     deltas = tuple(encode_delta(INT8, moving, each) for each in values)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated
 
 from .encoding import Between, NodeKey
@@ -32,6 +33,9 @@ class Reputation:
     checkpoints_mentored: Annotated[int, Between(0, 2**63 - 1)]
     """In how many checkpoints a signal of this node was scored."""
 
+    checkpoints_alike: Annotated[int, Between(0, 2**63 - 1)]
+    """In how many of them its update was that of another mentor, whichever of the two was the copy."""
+
     credibility_ppm: Annotated[int, Between(0, ONE_PPM)]
     """How often its evaluations agreed with the score; what it mentors does not touch this."""
 
@@ -39,6 +43,11 @@ class Reputation:
     def voice(self) -> int:
         """Weight of its evaluations and measurements, in units of 10^-12."""
         return self.reputation_ppm * self.credibility_ppm
+
+    @property
+    def alikeness(self) -> Fraction:
+        """How likely its next update is another's, too: by the rule of succession (Laplace 1774)."""
+        return Fraction(self.checkpoints_alike + 1, self.checkpoints_mentored + 2)
 
 
 def weighted_median(values: Sequence[tuple[int, int]]) -> int | None:

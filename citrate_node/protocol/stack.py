@@ -39,8 +39,11 @@ LOSS_MAX = 1e-6
 ERROR_MIN = 1e-3
 """A Gram matrix holds squares, known to CHOLESKY_ERROR_MAX: an error below this part of the norm needs QR."""
 
-ROWS = 512
-"""Rows brought to float64 at a time."""
+ROWS = 256
+"""Rows brought to float64 at a time, to be multiplied by something small."""
+
+GRAM_BYTES = 2 << 20
+"""Rows of a Gram matrix at a time, as float64: each part costs a copy of the triangle that is computed."""
 
 OVERSAMPLING = 16
 """Columns of the random subspace beyond the rank."""
@@ -160,10 +163,14 @@ def _by_gram(lora_b: npt.NDArray[Any], lora_a: npt.NDArray[Any], rank: int) -> R
 
 
 def _gram(columns: npt.NDArray[Any]) -> Float64Array:
-    """columns' @ columns in float64, some rows at a time: to copy all of it costs more than the product."""
-    total = np.zeros((columns.shape[1], columns.shape[1]))
-    for start, stop in ranges(0, len(columns), ROWS):
-        part = columns[start:stop].astype(np.float64)
+    """columns' @ columns in float64, some rows at a time, all in the same buffer."""
+    count, width = columns.shape
+    rows = min(max(GRAM_BYTES // (8 * max(width, 1)), 1), max(count, 1))
+    order: Literal["C", "F"] = "C" if columns.flags.c_contiguous else "F"  # a transpose stays one
+    total, buffer = np.zeros((width, width)), np.empty((rows, width), order=order)
+    for start, stop in ranges(0, count, rows):
+        part = buffer[: stop - start]
+        part[...] = columns[start:stop]
         total += part.T @ part
     return total
 

@@ -251,7 +251,7 @@ def genesis_state(
         weights_content=content,
         recent_weights=(content.digest,),
         reputations=tuple(
-            Reputation(node.node_key, preset.reputation_initial_ppm, 0, preset.credibility_initial_ppm)
+            Reputation(node.node_key, preset.reputation_initial_ppm, 0, 0, preset.credibility_initial_ppm)
             for node in ordered
         ),
         committee_positions=draw_committee(preset, genesis_record_hash, [node.stake for node in ordered]),

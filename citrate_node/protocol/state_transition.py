@@ -320,14 +320,19 @@ def _delta(inputs: CheckpointInputs, message: Message) -> bytes:
 def _copies(
     state: NetworkState, signals: Mapping[bytes, Message], inputs: CheckpointInputs
 ) -> dict[bytes, bytes]:
-    """Id of each copy to the id of the signal that it repeats. Of two alike the one of higher reputation
-    stays: who is given the deltas of others again and again loses some of his own each time."""
+    """Id of each copy to the id of the signal that it repeats.
+
+    Of updates alike that one stays whose mentor was alike in the smaller part of its checkpoints, then the
+    one of higher reputation: who repeats now this one, now that one is soon known by it, whoever had the luck
+    of the first time. Of two that are always alike nobody can tell who repeats whom.
+    """
     ids = list(signals)
     if len(ids) < 2:
         return {}
     deltas = [_delta(inputs, signals[i]) for i in ids]
     gram = gram_of_deltas(state.weights, state.moving_manifest, deltas, state.codec)
-    order = sorted(range(len(ids)), key=lambda k: (-state.reputation_of(signals[ids[k]].author), k))
+    rows = [state.reputations[state.position[signals[i].author]] for i in ids]
+    order = sorted(range(len(ids)), key=lambda k: (rows[k].alikeness, -rows[k].reputation_ppm, k))
     found = copies(gram, order, state.preset.copy_cosine_ppm)
     return {ids[k]: ids[original] for k, original in found.items()}
 
@@ -401,6 +406,7 @@ def _moved_reputations(
     known = {i: score for i, score in scores.items() if score is not None}
     originals = [score for i, score in known.items() if i not in copied]
     reference, harm = reference_score(originals), harm_limit(state.preset, originals)
+    alike = set(copied) | set(copied.values())
     for signal_id, score in known.items():
         if reference == 0:
             break  # nothing helped anybody: that tells nothing about one mentor
@@ -408,7 +414,12 @@ def _moved_reputations(
         row = rows[place]
         target = 0 if signal_id in copied else target_ppm(score, reference, harm)
         after = row.reputation_ppm if target is None else moved(state.preset, row.reputation_ppm, target)
-        rows[place] = replace(row, reputation_ppm=after, checkpoints_mentored=row.checkpoints_mentored + 1)
+        rows[place] = replace(
+            row,
+            reputation_ppm=after,
+            checkpoints_mentored=row.checkpoints_mentored + 1,
+            checkpoints_alike=row.checkpoints_alike + (signal_id in alike),
+        )
     for key, (agreed, total) in _agreements(state, scores, evaluations).items():
         place = state.position[key]
         row = rows[place]

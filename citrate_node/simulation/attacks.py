@@ -27,7 +27,7 @@ ATTACKS = {
     "ipm": "the opposite of the honest mean (Xie et al. 2019, arXiv:1903.03936, epsilon 1)",
     "alie": "the honest mean less z deviations per coordinate (Baruch et al. 2019, arXiv:1902.06156)",
     "free_rider": "noise of a hundredth of the size of its own delta",
-    "copier": "an honest delta and 1 % of noise",
+    "copier": "the delta of an honest mentor, another one each time, and 1 % of noise",
     "drift": "half of what it learnt, and a quarter of its size in a direction that all attackers share",
 }
 """Name to what such a mentor sends."""
@@ -94,8 +94,9 @@ def collective_attacks(
                 deviation = honest.std(axis=0)
                 sent[node] = np.asarray(mean - alie_z(count, dishonest) * deviation, dtype=np.float32)
             case "copier":
-                original = honest[len(sent) % len(honest)]
-                sent[node] = original + _noise(original, COPY_NOISE, seed, f"{node}/{checkpoint}")
+                name = f"{node}/{checkpoint}"
+                original = honest[_generator(seed, f"original/{name}").integers(len(honest))]
+                sent[node] = original + _noise(original, COPY_NOISE, seed, name)
     return sent
 
 
@@ -108,8 +109,11 @@ def alie_z(count: int, dishonest: int) -> float:
 
 def _noise(like: Values, size: float, seed: int, name: str) -> Values:
     """Gaussian noise with `size` times the norm of `like`, from the seed and a name."""
-    digest = sha256(f"citrate/attack/{seed}/{name}".encode()).digest()
-    generator = np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))
-    drawn = generator.standard_normal(like.size)
+    drawn = _generator(seed, name).standard_normal(like.size)
     norm = float(np.linalg.norm(drawn))
     return np.asarray(drawn * (size * float(np.linalg.norm(like)) / norm), dtype=np.float32)
+
+
+def _generator(seed: int, name: str) -> np.random.Generator:
+    digest = sha256(f"citrate/attack/{seed}/{name}".encode()).digest()
+    return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "big")))

@@ -110,6 +110,57 @@ def test_a_copy_of_another_size_has_no_weight_and_costs_reputation(scale: float)
     assert alone.state.weights == after.weights, "the copy moved nothing"
 
 
+def test_who_repeats_now_one_and_now_another_is_known_by_it_whoever_had_luck_at_first() -> None:
+    state = network(5)
+    copier, victims = 0, (1, 2, 3)
+    lost: list[int] = []
+    for number, victim in enumerate(victims):
+        data = {i: encoded(state, values(state, 10 * number + i)) for i in range(1, 5)}
+        data[copier] = encoded(state, values(state, 10 * number + victim) * 1.5)
+        outcome = checkpoint(state, data)
+        pair = [outcome_of(outcome, i) for i in (copier, victim)]
+        assert sum(each.copy_of is not None for each in pair) == 1
+        lost.append(next(i for i, each in zip((copier, victim), pair, strict=True) if each.copy_of))
+        state = outcome.state
+    assert lost[1:] == [copier, copier]
+    rows = {i: state.reputations[state.position[identity(i).node_key]] for i in range(5)}
+    assert [rows[i].checkpoints_alike for i in range(5)] == [3, 1, 1, 1, 0]
+    assert [rows[i].checkpoints_mentored for i in range(5)] == [3] * 5
+    assert rows[copier].reputation_ppm < min(rows[i].reputation_ppm for i in range(1, 5))
+
+
+def test_a_new_identity_does_not_take_the_place_of_a_mentor_that_was_seldom_alike() -> None:
+    state = network(4)
+    place = state.position[identity(1).node_key]
+    rows = list(state.reputations)
+    rows[place] = replace(rows[place], reputation_ppm=50_000, checkpoints_mentored=20, checkpoints_alike=3)
+    state = replace(state, reputations=tuple(rows))
+    one = values(state, 7)
+    outcome = checkpoint(state, {1: encoded(state, one), 2: encoded(state, one * 2), 3: delta(state, 3)})
+    assert outcome_of(outcome, 1).copy_of is None, "4 of 22 against 1 of 2, though its reputation is less"
+    assert outcome_of(outcome, 2).copy_of == outcome_of(outcome, 1).signal_id
+
+
+def test_of_two_alike_in_the_same_part_of_their_checkpoints_the_better_known_one_stays() -> None:
+    state = network(4)
+    place = state.position[identity(2).node_key]
+    rows = list(state.reputations)
+    rows[place] = replace(rows[place], reputation_ppm=300_000)
+    state = replace(state, reputations=tuple(rows))
+    one = values(state, 7)
+    outcome = checkpoint(state, {1: encoded(state, one), 2: encoded(state, one * 2), 3: delta(state, 3)})
+    assert outcome_of(outcome, 1).copy_of == outcome_of(outcome, 2).signal_id
+
+
+def test_what_nobody_scored_counts_for_no_past() -> None:
+    state = network(4)
+    one = values(state, 7)
+    data = {1: encoded(state, one), 2: encoded(state, one * 2)}
+    outcome = checkpoint(state, data, dict.fromkeys(((i, j) for i in range(4) for j in (1, 2)), -5))
+    counts = {(row.checkpoints_mentored, row.checkpoints_alike) for row in outcome.state.reputations}
+    assert counts == {(0, 0)}
+
+
 def test_deltas_of_different_nodes_are_no_copies() -> None:
     state = network(4)
     outcome = checkpoint(state, {i: delta(state, i) for i in range(4)})

@@ -208,8 +208,13 @@ def test_collective_attacks_know_the_honest_deltas() -> None:
     expected = 2 - alie_z(4, 1) * np.std([1, 2, 3])
     assert found == pytest.approx([expected] * 4, rel=1e-6)
     kinds = ("honest", "honest", "copier", "honest")
-    copied = collective_attacks(kinds, deltas, 1, 1)[2]
-    assert np.linalg.norm(copied - 1) == pytest.approx(0.02, rel=1e-3)
+    originals = set()
+    for checkpoint in range(1, 20):
+        copied = collective_attacks(kinds, deltas, 1, checkpoint)[2]
+        original = round(float(copied.mean()))
+        originals.add(original)
+        assert np.linalg.norm(copied - original) == pytest.approx(0.02 * original, rel=1e-3)
+    assert originals == {1, 2, 3}, "now one, now another"
 
 
 def test_the_product_error_is_the_one_of_the_full_matrices() -> None:
