@@ -110,7 +110,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     given = parser.parse_args()
-    preset = replace(load_preset("minimal"), evaluators_per_signal=5, evaluations_per_node=8)
+    preset = replace(
+        load_preset("minimal"),
+        evaluators_per_signal=8,
+        evaluations_per_node=8,
+        evaluation_scale_ppm=100_000,
+    )  # these as the devnet preset has them
     deaf = replace(preset, credibility_evaluations_min=1000)
     rows: list[Row] = []
     for world in WORLDS:

@@ -45,7 +45,7 @@ withheld() { # node 4 is killed when it has announced its delta, and kept down u
     keep withheld
 }
 
-composition() { # two small adapters are composed 70/30; it goes on until the composition is certified
+composition() { # two small adapters are composed 70/30; it goes on until the composition is certified, two checkpoints at least
     echo "recordings" > password.txt
     export CITRATE_PASSWORD_FILE="$work/password.txt" CITRATE_KEYSTORE="$work/wallets"
     "$citrate" wallet new alice
@@ -59,7 +59,7 @@ composition() { # two small adapters are composed 70/30; it goes on until the co
     done
     id_of() { sed -n 's/.*"adapter_id": "\([^"]*\)".*/\1/p' "$1"; }
     "$citrate" adapter compose "$(id_of web.json)" "$(id_of gui.json)" --weights 70/30 --dir composition --yes
-    until [ -d composition/recording/parents ]; do
+    until [ -d composition/recording/parents ] && [ -e composition/recording/checkpoints/000002.cbor ]; do
         sleep 2
         kill -0 "$running"
     done
