@@ -26,15 +26,20 @@ FIRST = [family[0] for family in FAMILIES.values()]
 """Of each file the first run: those with a grid begin with the mildest."""
 REST = [scenario for family in FAMILIES.values() for scenario in family[1:]]
 DO_NOT_PASS = {
+    "attacks:noise/200000": "weight of the dishonest against their share is",
     "attacks:noise/300000": "weight of the dishonest against their share is",
-    "attacks:noise/400000": "weight of the dishonest against their share is",
+    "attacks:alie/100000": "weight of the dishonest against their share is",
+    "attacks:alie/200000": "weight of the dishonest against their share is",
+    "attacks:drift/100000": "of the dishonest",
     "attacks:drift/200000": "weight of the dishonest against their share is",
-    "attacks:free_rider/100000": "weight of the dishonest against their share is",
+    "attacks:drift/300000": "weight of the dishonest against their share is",
+    "attacks:drift/400000": "weight of the dishonest against their share is",
     "attacks:free_rider/200000": "weight of the dishonest against their share is",
     "attacks:free_rider/300000": "weight of the dishonest against their share is",
-    "attacks:free_rider/400000": "weight of the dishonest against their share is",
+    "attacks:withholding/400000": "longest checkpoint in ms is",
     "attacks:sign_flip_and_collusion/200000": "weight of the dishonest against their share is",
-    "attacks:sign_flip_and_collusion/400000": "median reputation of the dishonest is",
+    "attacks:sign_flip_and_collusion/400000": "of the dishonest",
+    "lying_proposers:boasting": "longest checkpoint in ms is",
 }
 """Run to a part of what it says: findings, explained in benchmarks/results/scenarios.md."""
 
