@@ -152,7 +152,7 @@ def test_of_two_alike_in_the_same_part_of_their_checkpoints_the_better_known_one
     assert outcome_of(outcome, 1).copy_of == outcome_of(outcome, 2).signal_id
 
 
-def test_what_nobody_scored_counts_for_no_past() -> None:
+def test_a_checkpoint_that_helped_nobody_counts_for_no_past() -> None:
     state = network(4)
     one = values(state, 7)
     data = {1: encoded(state, one), 2: encoded(state, one * 2)}

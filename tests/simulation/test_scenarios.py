@@ -25,21 +25,23 @@ FAMILIES = {path: load_scenarios(path, 1) for path in sorted(FOLDER.glob("*.toml
 FIRST = [family[0] for family in FAMILIES.values()]
 """Of each file the first run: those with a grid begin with the mildest."""
 REST = [scenario for family in FAMILIES.values() for scenario in family[1:]]
+WEIGHT, REPUTATION = "weight of the dishonest against their share is", "median reputation of the dishonest is"
+SLOW = "longest checkpoint in ms is"
 DO_NOT_PASS = {
-    "attacks:noise/200000": "weight of the dishonest against their share is",
-    "attacks:noise/300000": "weight of the dishonest against their share is",
-    "attacks:alie/100000": "weight of the dishonest against their share is",
-    "attacks:alie/200000": "weight of the dishonest against their share is",
-    "attacks:drift/100000": "of the dishonest",
-    "attacks:drift/200000": "weight of the dishonest against their share is",
-    "attacks:drift/300000": "weight of the dishonest against their share is",
-    "attacks:drift/400000": "weight of the dishonest against their share is",
-    "attacks:free_rider/200000": "weight of the dishonest against their share is",
-    "attacks:free_rider/300000": "weight of the dishonest against their share is",
-    "attacks:withholding/400000": "longest checkpoint in ms is",
-    "attacks:sign_flip_and_collusion/200000": "weight of the dishonest against their share is",
-    "attacks:sign_flip_and_collusion/400000": "of the dishonest",
-    "lying_proposers:boasting": "longest checkpoint in ms is",
+    "attacks:noise/200000": (WEIGHT,),
+    "attacks:noise/300000": (WEIGHT,),
+    "attacks:alie/100000": (WEIGHT,),
+    "attacks:alie/200000": (WEIGHT,),
+    "attacks:drift/100000": (WEIGHT, REPUTATION),
+    "attacks:drift/200000": (WEIGHT,),
+    "attacks:drift/300000": (WEIGHT,),
+    "attacks:drift/400000": (WEIGHT,),
+    "attacks:free_rider/200000": (WEIGHT,),
+    "attacks:free_rider/300000": (WEIGHT,),
+    "attacks:withholding/400000": (SLOW,),
+    "attacks:sign_flip_and_collusion/200000": (WEIGHT,),
+    "attacks:sign_flip_and_collusion/400000": (WEIGHT, REPUTATION),
+    "lying_proposers:boasting": (SLOW,),
 }
 """Run to a part of what it says: findings, explained in benchmarks/results/scenarios.md."""
 
@@ -74,15 +76,15 @@ def test_every_file_repeats_itself(scenario: Scenario) -> None:
 
 
 def found(scenario: Scenario) -> list[str]:
+    """What a run misses: in words that are written down, each once; anything else as it is."""
     failures = result_of(scenario)["failures"]
     assert isinstance(failures, list)
-    return [text for text in failures if DO_NOT_PASS.get(label(scenario), "-") not in text] or (
-        [DO_NOT_PASS[label(scenario)]] if failures else []
-    )
+    known = DO_NOT_PASS.get(label(scenario), ())
+    return [next((words for words in known if words in text), text) for text in failures]
 
 
 def expected(scenario: Scenario) -> list[str]:
-    return [DO_NOT_PASS[label(scenario)]] if label(scenario) in DO_NOT_PASS else []
+    return list(DO_NOT_PASS.get(label(scenario), ()))
 
 
 @pytest.mark.parametrize(
